@@ -1,0 +1,57 @@
+# make quickstart   train the starter model and open runs/quickstart/report.html afterwards
+# make test         run the tests
+# make lint         check the style
+# make starter      build the starter's world, codec and base model from scratch (takes long)
+#
+# Every target builds .venv first, from requirements.lock; PYTHON chooses the interpreter, RUN the quick start's folder:
+#   make quickstart PYTHON=python3.12 RUN=runs/second
+
+PYTHON ?= python3
+RUN ?= runs/quickstart
+RECIPE := recipes/starter/wavalign.yaml
+
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+READY := $(VENV)/ready
+STARTER_READY := $(VENV)/ready-starter
+
+.PHONY: quickstart test lint starter
+
+# A finished run is shown again and never written over; a run that was stopped goes on.
+quickstart: $(READY)
+	@if grep -qs '"after"' $(RUN)/eval.json; then \
+		$(VENV)/bin/elocute report $(RUN) && \
+		echo "$(RUN) was finished before; for a new run: make quickstart RUN=runs/another"; \
+	elif [ -n "$$(ls -A $(RUN) 2>/dev/null)" ]; then \
+		echo "$(RUN) was stopped before its end and goes on"; \
+		$(VENV)/bin/elocute train $(RECIPE) run_dir=$(RUN) --resume; \
+	else \
+		$(VENV)/bin/elocute train $(RECIPE) run_dir=$(RUN); \
+	fi
+
+test: $(READY)
+	$(VENV)/bin/python -m pytest
+
+lint: $(READY)
+	$(VENV)/bin/python -m ruff check .
+
+starter: $(STARTER_READY)
+	$(VENV)/bin/python -m starter.train_codec --out starter/codec
+	$(VENV)/bin/python -m starter.make_data
+	$(VENV)/bin/python -m starter.train_base --data starter/build/base.jsonl --out starter/model
+
+# The stamp is written last: an installation that was interrupted is taken up again.
+$(READY): requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || \
+		{ echo "$(PYTHON) not found: elocute needs Python 3.11 or newer (make PYTHON=/path/to/python3.11)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "elocute needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)" \
+			"(make PYTHON=/path/to/python3.11)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --requirement requirements.lock
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(STARTER_READY): requirements-starter.lock $(READY)
+	$(PIP) install --requirement requirements-starter.lock
+	@touch $@

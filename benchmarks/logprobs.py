@@ -1,0 +1,136 @@
+"""Selected-token log-probs and their gradients: time and memory against torch's full log-softmax and TRL's chunked one.
+
+    python benchmarks/logprobs.py            # 512 rows × 151,936 words × 896 wide, float32, CPU; some minutes
+
+Each variant runs in fresh processes, in turn, so that a busy moment of the machine meets all of them. Memory is the
+growth of the process's peak over a forward and backward pass, less the weight gradient, which everyone needs. Time is
+the median of all passes. "frozen head" is LoRA's case: no gradient for the head. TRL takes part where it is installed.
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+RESULT = Path(__file__).parent / "results" / "logprobs.json"
+PEERS = {"torch": "torch, full log_softmax", "trl": "TRL, chunked"}
+MIB = 2**20
+
+
+def forward_with(variant: str):
+    """(hidden, weight, targets) → log-probs [N]."""
+    if variant == "ours":
+        from elocute.objectives.logprobs import selected_logprobs
+
+        return selected_logprobs
+    if variant == "trl":
+        from trl.kernels import ChunkedLogProbFunction
+
+        return lambda h, w, y: ChunkedLogProbFunction.apply(h, w, None, y, 1.0, 32768, None, 1.0, ())[0]
+    return lambda h, w, y: torch.log_softmax(h @ w.t(), -1).gather(1, y[:, None])[:, 0]
+
+
+def measure(variant: str, frozen: bool, rows: int, vocabulary: int, width: int, passes: int) -> dict:
+    """One process's numbers: seconds of each pass, extra MiB, and the log-probs' and gradients' checksums."""
+    torch.manual_seed(0)
+    hidden = torch.randn(rows, width, requires_grad=True)
+    weight = torch.randn(vocabulary, width).mul_(0.05).requires_grad_(not frozen)
+    targets, upstream = torch.randint(vocabulary, (rows,)), torch.randn(rows)
+    forward = forward_with(variant)
+    warm = [torch.randn(2, width, requires_grad=True), torch.randn(64, width, requires_grad=not frozen)]
+    forward(*warm, torch.tensor([0, 1])).sum().backward()  # libraries load and threads start outside the measurement
+
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew here
+    before, seconds = _peak_mib(), []
+    for index in range(passes):
+        hidden.grad = weight.grad = None
+        start = time.perf_counter()
+        logp = forward(hidden, weight, targets)
+        logp.backward(upstream)
+        seconds.append(time.perf_counter() - start)
+        if index == 0:
+            extra = _peak_mib() - before - (0 if frozen else weight.numel() * weight.element_size() / MIB)
+    check = [logp.detach().sum().item(), hidden.grad.abs().sum().item()]
+    check += [] if frozen else [weight.grad.abs().sum().item()]
+    return {"seconds": seconds, "extra_mib": extra, "check": check}
+
+
+def _peak_mib() -> float:
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def compare(args) -> list[dict]:
+    variants = ["ours", *(peer for peer in PEERS if importlib.util.find_spec(peer))]
+    lines = []
+    for frozen in (False, True):
+        runs = {variant: [] for variant in variants}
+        for turn in range(args.rounds):
+            for variant in variants:
+                print(f"{'frozen' if frozen else 'trained'} head, round {turn + 1}: {variant}", file=sys.stderr)
+                command = [sys.executable, __file__, "--child", variant, *(["--frozen"] if frozen else [])]
+                sizes = [f"--{name}={getattr(args, name)}" for name in ("rows", "vocabulary", "width", "passes")]
+                done = subprocess.run(command + sizes, check=True, capture_output=True, text=True)
+                runs[variant].append(json.loads(done.stdout.splitlines()[-1]))
+        lines += _lines(runs, frozen, args)
+    return lines
+
+
+def _lines(runs: dict, frozen: bool, args) -> list[dict]:
+    shape = f"{args.rows} × {args.vocabulary:,} × {args.width} float32, {'frozen' if frozen else 'trained'} head"
+    seconds = {name: statistics.median(s for run in of for s in run["seconds"]) for name, of in runs.items()}
+    memory = {name: max(run["extra_mib"] for run in of) for name, of in runs.items()}
+    lines = []
+    for peer in [name for name in runs if name != "ours"]:
+        for ours, theirs in zip(runs["ours"][0]["check"], runs[peer][0]["check"], strict=True):
+            if abs(ours - theirs) > 1e-4 * abs(theirs):
+                raise SystemExit(f"{peer}: not the same result: {ours} and {theirs}")
+        for what, values, count in (
+            ("seconds", seconds, args.rounds * args.passes), ("extra MiB", memory, args.rounds)
+        ):
+            lines.append({
+                "work": f"log-probs and gradients, {shape}: {what}", "peer": PEERS[peer],
+                "ours": round(values["ours"], 3), "theirs": round(values[peer], 3),
+                "ratio": round(values["ours"] / values[peer], 3), "n": count,
+            })
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("rows", 512), ("vocabulary", 151_936), ("width", 896), ("passes", 6), ("rounds", 3)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--output", type=Path, default=RESULT)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--frozen", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        print(json.dumps(measure(args.child, args.frozen, args.rows, args.vocabulary, args.width, args.passes)))
+        return
+    lines = compare(args)
+    for line in lines:
+        print(f"{line['work']}: {line['ours']} against {line['theirs']} ({line['peer']}), ratio {line['ratio']}")
+    packages = [name for name in ("torch", "trl") if importlib.util.find_spec(name)]
+    kib = int(Path("/proc/meminfo").read_text().split()[1])
+    result = {
+        "command": "python " + " ".join(["benchmarks/logprobs.py", *sys.argv[1:]]),
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {kib / MIB:.0f} GiB",
+        "versions": {"python": platform.python_version(), **{n: importlib.metadata.version(n) for n in packages}},
+        "rows": lines,
+    }
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

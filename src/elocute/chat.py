@@ -1,0 +1,26 @@
+"""One turn with a model: a question in, an utterance out."""
+
+from pathlib import Path
+
+from elocute.data.cache import EncodedAudio
+from elocute.data.types import AudioRef, Example, Message, Utterance
+from elocute.errors import InputError
+from elocute.models import load_model
+from elocute.rollout import Sampling, sample_groups
+
+
+def one_turn(
+    model: Path, *, audio: Path | None, text: str | None, temperature: float, max_new_tokens: int, seed: int
+) -> Utterance:
+    """Ask the model in `model` by a sound file or in writing."""
+    if text is not None and not text.strip():
+        raise InputError("--text: expected a question, got nothing")
+    if text is not None and "<|audio|>" in text:
+        raise InputError("--text: <|audio|> marks a place for audio; use --audio")
+    lm = load_model(model)
+    content = "<|audio|>" if audio is not None else text
+    audios = () if audio is None else (AudioRef(audio),)
+    example = Example(id="chat", messages=(Message("user", content),), audios=audios)
+    prompt = lm.encode_prompt(example, EncodedAudio(lm.codec))
+    rollout = sample_groups(lm, [prompt], [[seed]], Sampling(max_new_tokens, temperature))[0][0]
+    return lm.decode(rollout.tokens.ids)

@@ -1,0 +1,171 @@
+"""Speech LMs with one vocabulary, text and speech interleaved: any `AutoModelForCausalLM` folder with an `elocute.json`.
+
+    elocute.json: {"ratio": [[2, 10]], "codec": "../codec", "tokens": {"unit_0": "<|audio_0|>", "text_end": …, …}}
+
+The prompt is the tokenizer's own chat template; each `<|audio|>` becomes `speech_begin units speech_end`. Text tokens
+that a user writes can never be read as control tokens.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from elocute.data.cache import EncodedAudio
+from elocute.data.types import Example, Utterance
+from elocute.errors import InputError
+from elocute.models.layout import Layout, Tokens
+from elocute.speech.codec import BrokenUnits, StarterCodec
+
+TOKEN_NAMES = ("unit_0", "text_end", "answer_end", "speech_begin", "speech_end")
+
+
+class InterleavedLM:
+    """A causal LM that writes and speaks in one stream.
+
+    model: the network (may be wrapped by peft); tokenizer; layout; codec (waveform ⇄ units).
+    """
+
+    def __init__(self, model, tokenizer, layout: Layout, codec: StarterCodec, settings: dict):
+        self.model, self.tokenizer, self.layout, self.codec = model, tokenizer, layout, codec
+        self.settings = settings
+
+    @classmethod
+    def load(cls, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> "InterleavedLM":
+        """Load a model folder. InputError names what is missing or does not fit."""
+        folder = Path(folder)
+        settings = read_settings(folder)
+        codec = StarterCodec.load((folder / settings["codec"]).resolve())
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        layout = make_layout(folder, settings, tokenizer, codec)
+        try:
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{folder}: not a model that transformers can load: {reason}") from error
+        if model.get_input_embeddings().num_embeddings < layout.first_unit + layout.n_units:
+            raise InputError(
+                f"{folder}: the model has {model.get_input_embeddings().num_embeddings} embeddings, "
+                f"its codec needs ids up to {layout.first_unit + layout.n_units - 1}"
+            )
+        return cls(model, tokenizer, layout, codec, settings)
+
+    def save(self, folder: str | Path) -> None:
+        """Write a folder that `load` reads: weights (LoRA merged), tokenizer, elocute.json and the codec."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.plain_model().save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        self.codec.save(folder / "codec")
+        (folder / "elocute.json").write_text(json.dumps(self.settings | {"codec": "codec"}, indent=2) + "\n")
+
+    def plain_model(self):
+        """The network without an adapter: LoRA weights merged into a copy."""
+        if not hasattr(self.model, "peft_config"):
+            return self.model
+        import copy
+
+        return copy.deepcopy(self.model).merge_and_unload()
+
+    # tokens in
+
+    def encode_prompt(self, example: Example, audio: EncodedAudio) -> torch.Tensor:
+        """The question as ids, int64 [P]. Earlier turns are context; none of it is ever trained."""
+        messages = [{"role": message.role, "content": message.content} for message in example.messages]
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        pieces = text.split("<|audio|>")
+        ids: list[int] = []
+        for index, piece in enumerate(pieces):
+            ids += self.tokenizer.encode(piece, add_special_tokens=False)
+            if index < len(example.audios):
+                units = audio.units(example.audios[index])
+                ids += self._marked([self.layout.first_unit + int(unit) for unit in units])
+        return torch.tensor(ids)
+
+    def encode_target(self, example: Example, audio: EncodedAudio) -> Tokens:
+        """The row's supervised answer, laid out. InputError when the row has none or it does not fit the layout."""
+        if example.target_text is None and example.target_audio is None:
+            raise InputError(f"{example.file}:{example.line}: sft_target_text: expected an answer, there is none")
+        text = self.tokenizer.encode(example.target_text or "", add_special_tokens=False, split_special_tokens=True)
+        units = [] if example.target_audio is None else audio.units(example.target_audio)
+        try:
+            return self.layout.assemble(text, units)
+        except InputError as error:
+            raise InputError(f"{example.file}:{example.line}: {error}") from error
+
+    def _marked(self, units: list[int]) -> list[int]:
+        begin, end = self.layout.speech_begin, self.layout.speech_end
+        return [*([] if begin is None else [begin]), *units, *([] if end is None else [end])]
+
+    # tokens out
+
+    def decode(self, ids) -> Utterance:
+        """One answer's ids → what it wrote and the sound of what it said (the codec's true sample rate)."""
+        cursor = self.layout.read(ids)
+        cursor.close()
+        broken = cursor.broken
+        waveform = torch.zeros(0).numpy()
+        try:
+            waveform = self.codec.decode(cursor.units)
+        except BrokenUnits as error:
+            broken = broken or str(error)
+        if not broken and len(waveform) == 0:
+            broken = "empty audio"
+        text = self.tokenizer.decode(cursor.text_ids).strip()
+        return Utterance(text, waveform, self.codec.sample_rate, broken)
+
+    # the network
+
+    def core(self):
+        """The transformers model itself; with peft it carries the adapter's layers."""
+        return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+
+    def trunk(self):
+        """Everything below the vocabulary head: ids → hidden states."""
+        return self.core().base_model
+
+    def head(self) -> torch.nn.Module:
+        """The vocabulary head, one linear layer."""
+        return self.core().get_output_embeddings()
+
+
+def read_settings(folder: Path) -> dict:
+    """Read and check `elocute.json`."""
+    file = folder / "elocute.json"
+    if not folder.is_dir():
+        raise InputError(f"{folder}: model: expected a folder, there is none")
+    if not file.is_file():
+        raise InputError(f"{file}: expected beside the model's config.json, it says how text and speech interleave")
+    try:
+        settings = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"{file}:{error.lineno}: not JSON: {error.msg}") from error
+    for key in ("ratio", "codec", "tokens"):
+        if key not in settings:
+            raise InputError(f"{file}: {key}: missing")
+    ratio = settings["ratio"]
+    named = ratio in ("text-first", "speech-only")
+    pairs = isinstance(ratio, list) and ratio and all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(n, int) and n >= 1 for n in pair) for pair in ratio
+    )
+    if not (named or pairs):
+        raise InputError(f"{file}: ratio: expected [[2, 10]], 'text-first' or 'speech-only' for example, got {ratio!r}")
+    return settings
+
+
+def make_layout(folder: Path, settings: dict, tokenizer, codec: StarterCodec) -> Layout:
+    """Resolve the names in `elocute.json` to ids and check that the vocabulary fits the codec."""
+    names = settings["tokens"]
+    unknown = set(names) - set(TOKEN_NAMES)
+    if unknown or not {"unit_0", "text_end", "answer_end"} <= set(names):
+        raise InputError(f"{folder}/elocute.json: tokens: expected {', '.join(TOKEN_NAMES)}, got {', '.join(names)}")
+    vocabulary = tokenizer.get_vocab()
+    missing = [name for name in names.values() if name not in vocabulary]
+    if missing:
+        raise InputError(f"{folder}: the tokenizer has no token {missing[0]!r} that elocute.json names")
+    ids = {key: vocabulary[name] for key, name in names.items()}
+    first_unit = ids.pop("unit_0")
+    ratio = settings["ratio"]
+    ratio = ratio if isinstance(ratio, str) else [tuple(pair) for pair in ratio]
+    return Layout(ratio=ratio, first_unit=first_unit, n_units=codec.n_units, **ids)

@@ -1,0 +1,62 @@
+"""Progress people see: a live bar with rates in a terminal, a line now and then in a log."""
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class RunProgress:
+    """Call with (stage, done, of, values)."""
+
+    def __init__(self, *, quiet: bool = False):
+        self.live = sys.stderr.isatty() and not quiet
+        self.quiet = quiet
+        self.bars = Progress(
+            TextColumn("{task.description:>16}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True),
+            disable=not self.live,
+        )
+        self.tasks: dict = {}
+        self.started: dict[str, tuple[float, int]] = {}
+
+    def __enter__(self) -> "RunProgress":
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.bars.stop()
+
+    def __call__(self, stage: str, done: int, of: int, values: dict) -> None:
+        if self.quiet:
+            return
+        note = _note(values)
+        if self.live:
+            if stage not in self.tasks:
+                self.tasks[stage] = self.bars.add_task(stage, total=of, note="")
+            self.bars.update(self.tasks[stage], completed=done, note=note)
+        elif done == of or done % 10 == 0 or "evaluate" in stage:
+            since, first = self.started.setdefault(stage, (time.perf_counter(), done))
+            seconds = time.perf_counter() - since
+            rate = f"{(done - first) / seconds:.2f}/s" if done > first else ""
+            print(f"{stage} {done}/{of} {rate} {note}".rstrip(), file=sys.stderr, flush=True)
+
+
+def _note(values: dict) -> str:
+    shown = []
+    for key, label, form in (
+        ("reward/mean", "reward", "{:.2f}"),
+        ("lambda", "λ", "{:.2f}"),
+        ("loss/sft", "sft", "{:.3f}"),
+        ("outcomes/invalid", "invalid", "{:.0f}"),
+        ("outcomes/unavailable", "unavailable", "{:.0f}"),
+        ("seconds/total", "", "{:.1f} s/step"),
+    ):
+        if values.get(key) is not None:
+            shown.append(f"{label} {form.format(values[key])}".strip())
+    return "  ".join(shown)

@@ -1,0 +1,148 @@
+"""What a recipe says about one reward: `kind` chooses it, `weight` and `gate` say how it counts.
+
+    rewards:
+      - {kind: rule, column: answer}
+      - {kind: asr, weight: 0.5, gate: {reward: rule, at_least: 1}, ear: {kind: pocketsphinx, vocabulary: answers.txt}}
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, DirectoryPath, Field, FilePath, field_validator, model_validator
+
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_STATISTICS = ("mean", "std", "max")  # of the combined reward, beside which a reward's own mean stands in the metrics
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class GateSpec(_Spec):
+    """The gated reward counts only where `reward` is at least `at_least`; elsewhere it contributes its lowest value."""
+
+    reward: str
+    at_least: float
+
+
+class _RewardSpec(_Spec):
+    kind: str
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")] = ""
+    """How metrics and gates call it; default: its kind."""
+    weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """0: measured (and used by gates) without counting."""
+    gate: GateSpec | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_by_kind(cls, values):
+        if isinstance(values, dict) and values.get("name") is None:
+            values = {**values, "name": values.get("kind")}
+        return values
+
+    @field_validator("name")
+    @classmethod
+    def _not_a_statistic(cls, name: str) -> str:
+        if name in _STATISTICS:
+            raise ValueError(f"{name} already names a statistic of all rewards; choose another name")
+        return name
+
+
+class RuleSpec(_RewardSpec):
+    """1 when the text agrees with a column of the row, else 0."""
+
+    kind: Literal["rule"]
+    column: str
+    match: Literal["exact", "regex", "number"] = "exact"
+
+
+class PocketSphinxSpec(_Spec):
+    """The bundled offline recogniser."""
+
+    kind: Literal["pocketsphinx"]
+    vocabulary: FilePath | None = None
+    """A file with one sentence or word a line: all that a closed domain says; default: open vocabulary."""
+    workers: Count = 1
+
+
+class TransformersEarSpec(_Spec):
+    """A local Whisper or CTC folder."""
+
+    kind: Literal["transformers"]
+    path: DirectoryPath
+    batch_size: Count = 8
+    device: str | None = None
+
+
+EarSpec = Annotated[PocketSphinxSpec | TransformersEarSpec, Field(discriminator="kind")]
+
+
+class AsrSpec(_RewardSpec):
+    """exp(-2.5·WER) between what was written and what is heard."""
+
+    kind: Literal["asr"]
+    ear: EarSpec = PocketSphinxSpec(kind="pocketsphinx")
+
+
+class EmbeddingSpec(_RewardSpec):
+    """Cosine between the text and a reference column."""
+
+    kind: Literal["embedding"]
+    path: DirectoryPath
+    column: str
+    batch_size: Count = 32
+    device: str | None = None
+
+
+class ClassifierSpec(_RewardSpec):
+    """Probability of one label of a local sequence classifier."""
+
+    kind: Literal["classifier"]
+    path: DirectoryPath
+    label: str
+    batch_size: Count = 32
+    device: str | None = None
+
+
+class FunctionSpec(_RewardSpec):
+    """A Python callable with TRL's signature: "module:name" or "path/file.py:name"."""
+
+    kind: Literal["function"]
+    function: str
+    low: Annotated[float, Field(allow_inf_nan=False)]
+    high: Annotated[float, Field(allow_inf_nan=False)]
+    conversational: bool = True
+    """Prompts and completions are lists of messages; false: strings."""
+
+    @model_validator(mode="after")
+    def _range(self) -> "FunctionSpec":
+        if not self.low < self.high:
+            raise ValueError(f"low must be below high, got {self.low:g} and {self.high:g}")
+        return self
+
+
+class JudgeSpec(_RewardSpec):
+    """A multimodal chat model; its key and address come from the environment (see rewards/chat.py)."""
+
+    kind: Literal["judge"]
+    rubric: Literal["holistic", "semantic", "acoustic"] = "holistic"
+    model: str | None = None
+    """Default: WAVALIGN_REWARD_MODEL or OPENAI_MODEL."""
+    send_audio: bool = True
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = 0.0
+    """None leaves it to the endpoint."""
+    max_tokens: Count = 1024
+    concurrency: Count = 8
+    timeout: Seconds = 60.0
+    """Seconds for one try."""
+    attempts: Count = 4
+    deadline: Seconds = 300.0
+    """Seconds for a whole batch, retries included."""
+    cache: Path | None = None
+    """A folder of replies, so that nothing is asked twice."""
+
+
+RewardSpec = Annotated[
+    RuleSpec | AsrSpec | EmbeddingSpec | ClassifierSpec | FunctionSpec | JudgeSpec, Field(discriminator="kind")
+]

@@ -1,0 +1,27 @@
+"""Opening a transformers folder on disk: nothing is downloaded, no remote code runs, weights are safetensors."""
+
+from pathlib import Path
+from typing import Any
+
+from elocute.errors import InputError
+
+
+def open_folder(path: str | Path, auto_class: Any, **options: Any) -> Any:
+    """`auto_class.from_pretrained` on a local folder. Raises InputError naming the folder and what is missing."""
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder}: not a model folder (it has no config.json)")
+    try:
+        return auto_class.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
+    except (OSError, ValueError, KeyError) as error:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{folder}: cannot be opened by {auto_class.__name__}: {first_line}") from error
+
+
+def open_model(path: str | Path, auto_class: Any, device: str | None) -> Any:
+    """The folder's model in fp32 and eval mode, on `device` (None: the first GPU if there is one)."""
+    import torch
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = open_folder(path, auto_class, use_safetensors=True, dtype=torch.float32)
+    return model.eval().requires_grad_(False).to(device)

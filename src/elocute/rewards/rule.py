@@ -1,0 +1,71 @@
+"""Rewards by rule: the answer's text against a column of the row. 1 when it agrees, 0 when it does not."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from elocute.data.normalise import normalise, numbers_in
+from elocute.data.types import Answer, Example
+from elocute.errors import InputError
+from elocute.rewards.outcome import Outcome, Scored
+from elocute.rewards.proper import score_proper
+
+Match = Literal["exact", "regex", "number"]
+
+
+class RuleReward:
+    """1 if the text agrees with `column` (one accepted answer or a list of them), else 0.
+
+    exact: the normalised text equals a normalised accepted answer.
+    regex: one of the column's patterns is found in the normalised text (lower case, no punctuation, numbers spelt).
+    number: the last number said in the text is one of the accepted numbers, so "seven plus four is eleven" says 11.
+    Raises InputError when a row lacks the column or it cannot be read.
+    """
+
+    low, high = 0.0, 1.0
+
+    def __init__(self, name: str, column: str, match: Match = "exact"):
+        self.name = name
+        self.column = column
+        self._agrees: Callable[[str, Example], bool] = {
+            "exact": self._exact, "regex": self._regex, "number": self._number,
+        }[match]  # fmt: skip
+
+    def __call__(self, answers: Sequence[Answer]) -> list[Outcome]:
+        return score_proper(
+            answers, lambda proper: [Scored(float(self._agrees(a.utterance.text, a.example))) for a in proper]
+        )
+
+    def _exact(self, text: str, example: Example) -> bool:
+        return normalise(text) in [normalise(str(accepted)) for accepted in accepted_answers(example, self.column)]
+
+    def _regex(self, text: str, example: Example) -> bool:
+        said = normalise(text)
+        try:
+            return any(re.search(str(pattern), said) for pattern in accepted_answers(example, self.column))
+        except re.error as error:
+            raise InputError(f"{where(example)}: {self.column}: not a regular expression: {error}") from None
+
+    def _number(self, text: str, example: Example) -> bool:
+        said = numbers_in(text)
+        wanted = []
+        for accepted in accepted_answers(example, self.column):
+            numbers = numbers_in(str(accepted))
+            if len(numbers) != 1:
+                raise InputError(f"{where(example)}: {self.column}: expected one number, found {accepted!r}")
+            wanted += numbers
+        return bool(said) and said[-1] in wanted
+
+
+def accepted_answers(example: Example, column: str) -> list[Any]:
+    """The row's accepted answers: `column` holds a string, a number, or a non-empty list of them."""
+    value = example.columns.get(column)
+    accepted = list(value) if isinstance(value, list | tuple) else [value]
+    if not accepted or not all(isinstance(a, str | int | float) for a in accepted):
+        raise InputError(f"{where(example)}: {column}: expected an accepted answer or a list of them, found {value!r}")
+    return accepted
+
+
+def where(example: Example) -> str:
+    """file:line for messages."""
+    return f"{example.file or 'row'}:{example.line}"

@@ -1,0 +1,187 @@
+"""Rollouts: groups of answers to each prompt, with the log-probs they were sampled with.
+
+- A prompt is prefilled once and its cache shared by its group; decoding runs on a KV cache, finished rows leave it.
+- Prompts of a batch are left-padded; attention mask and positions make the padding invisible.
+- Every answer has its own stream of uniform numbers, seeded by (run seed, step, prompt, sample): an answer does not
+  depend on what else is in the batch.
+- Forced tokens are fed, never sampled: log-prob 0 and no action.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from elocute.models import InterleavedLM
+from elocute.models.layout import Cursor, Tokens
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """temperature > 0; top_k 0 and top_p 1 mean the whole vocabulary."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled answer.
+
+    prompt: int64 [P]; tokens: the answer's T tokens. logprob: float32 [T], log-prob under the distribution that was
+    sampled from (temperature, top-k and top-p applied), 0 where forced. entropy: float32 [T] in nats, of the same
+    distribution before top-k/top-p. broken: why this is no proper answer, or None; truncated: it hit max_new_tokens.
+    """
+
+    prompt: torch.Tensor
+    tokens: Tokens
+    logprob: torch.Tensor
+    entropy: torch.Tensor
+    broken: str | None
+    truncated: bool
+    seed: int
+
+
+@torch.no_grad()
+def sample_groups(
+    lm: InterleavedLM, prompts: Sequence[torch.Tensor], seeds: Sequence[Sequence[int]], sampling: Sampling
+) -> list[list[Rollout]]:
+    """Sample len(seeds[p]) answers to each prompt p; all groups have one size. Returns [prompts][group]."""
+    group_size = len(seeds[0])
+    if any(len(row) != group_size for row in seeds):
+        raise ValueError("every prompt needs the same number of seeds")
+    batch = _Batch(lm, prompts, [seed for row in seeds for seed in row], group_size, sampling)
+    rollouts = batch.run()
+    return [rollouts[start : start + group_size] for start in range(0, len(rollouts), group_size)]
+
+
+class _Batch:
+    """The state of one decoding batch: rows still growing, their cache, mask and cursors."""
+
+    def __init__(self, lm, prompts, seeds, group_size, sampling: Sampling):
+        self.lm, self.prompts, self.seeds, self.group_size, self.sampling = lm, prompts, seeds, group_size, sampling
+        self.device = lm.head().weight.device
+        self.cursors = [Cursor(lm.layout) for _ in seeds]
+        self.logprobs: list[list[float]] = [[] for _ in seeds]
+        self.entropies: list[list[float]] = [[] for _ in seeds]
+        self.uniforms = torch.stack([_uniforms(seed, sampling.max_new_tokens) for seed in seeds]).to(self.device)
+
+    def run(self) -> list[Rollout]:
+        core = self.lm.core()
+        was_training = core.training
+        core.eval()
+        try:
+            self._decode()
+        finally:
+            core.train(was_training)
+        return [self._rollout(row) for row in range(len(self.seeds))]
+
+    def _decode(self) -> None:
+        hidden = self._prefill()
+        rows = list(range(len(self.seeds)))
+        for step in range(self.sampling.max_new_tokens):
+            tokens, logprobs, entropies = draw(self.lm.head()(hidden), self.uniforms[rows, step], self.sampling)
+            ids = self._take(rows, tokens.tolist(), logprobs.tolist(), entropies.tolist())
+            growing = [index for index, row in enumerate(rows) if not self.cursors[row].done]
+            if not growing or step + 1 == self.sampling.max_new_tokens:
+                return
+            if len(growing) < len(rows):
+                rows = [rows[index] for index in growing]
+                ids = [ids[index] for index in growing]
+                self._keep(torch.tensor(growing, device=self.device))
+            hidden = self._step(torch.tensor(ids, device=self.device)[:, None])
+
+    def _take(self, rows, tokens, logprobs, entropies) -> list[int]:
+        """Give each row its forced or sampled token; returns what goes into the model next."""
+        ids = []
+        for row, token, logprob, entropy in zip(rows, tokens, logprobs, entropies, strict=True):
+            forced = self.cursors[row].forced()
+            if forced is not None:
+                token, logprob, entropy = forced, 0.0, 0.0
+            self.cursors[row].push(token)
+            self.logprobs[row].append(logprob)
+            self.entropies[row].append(entropy)
+            ids.append(token)
+        return ids
+
+    def _prefill(self) -> torch.Tensor:
+        """Run each prompt once, then give every answer of its group a copy of the cache. Returns hidden [rows, D]."""
+        longest = max(len(prompt) for prompt in self.prompts)
+        ids = torch.zeros(len(self.prompts), longest, dtype=torch.long)
+        mask = torch.zeros(len(self.prompts), longest, dtype=torch.long)
+        for row, prompt in enumerate(self.prompts):
+            ids[row, longest - len(prompt) :] = prompt
+            mask[row, longest - len(prompt) :] = 1
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        out = self.lm.trunk()(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True)
+        self.cache = out.past_key_values
+        self.cache.batch_repeat_interleave(self.group_size)
+        self.mask = mask.repeat_interleave(self.group_size, 0)
+        self.position = positions[:, -1].repeat_interleave(self.group_size)
+        return out.last_hidden_state[:, -1].repeat_interleave(self.group_size, 0)
+
+    def _step(self, ids: torch.Tensor) -> torch.Tensor:
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(ids), 1)], 1)
+        self.position = self.position + 1
+        out = self.lm.trunk()(
+            input_ids=ids,
+            attention_mask=self.mask,
+            position_ids=self.position[:, None],
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return out.last_hidden_state[:, -1]
+
+    def _keep(self, rows: torch.Tensor) -> None:
+        self.cache.batch_select_indices(rows)
+        self.mask, self.position = self.mask[rows], self.position[rows]
+
+    def _rollout(self, row: int) -> Rollout:
+        cursor = self.cursors[row]
+        truncated = not cursor.done
+        cursor.close()
+        return Rollout(
+            prompt=self.prompts[row // self.group_size],
+            tokens=cursor.tokens(),
+            logprob=torch.tensor(self.logprobs[row]),
+            entropy=torch.tensor(self.entropies[row]),
+            broken=cursor.broken,
+            truncated=truncated,
+            seed=self.seeds[row],
+        )
+
+
+def draw(logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampling):
+    """One token a row by inverting the cumulative distribution at `uniform`.
+
+    logits [B, V]; uniform float64 [B] in [0, 1). Returns ids [B], log-probs as sampled [B] and entropies before
+    top-k/top-p [B], both float32.
+    """
+    logits = logits.float() / sampling.temperature
+    logp = torch.log_softmax(logits, -1)
+    entropy = -(logp.exp() * logp.clamp(min=-1e4)).sum(-1)
+    if sampling.top_k or sampling.top_p < 1:
+        logp = torch.log_softmax(_truncate(logp, sampling), -1)
+    cumulative = logp.exp().double().cumsum(-1)
+    tokens = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)[:, 0]
+    tokens = tokens.clamp(max=logits.shape[-1] - 1)
+    return tokens, logp.gather(1, tokens[:, None])[:, 0], entropy
+
+
+def _truncate(logp: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """Log-probs with everything outside top-k, then outside top-p, at −inf."""
+    ordered, order = logp.sort(-1, descending=True)
+    if sampling.top_k:
+        ordered[:, sampling.top_k :] = -torch.inf
+    if sampling.top_p < 1:
+        probability = torch.softmax(ordered, -1)
+        before = probability.cumsum(-1) - probability  # a token stays if less than top_p lies before it
+        ordered = ordered.masked_fill(before >= sampling.top_p, -torch.inf)
+    return torch.full_like(logp, -torch.inf).scatter(-1, order, ordered)
+
+
+def _uniforms(seed: int, count: int) -> torch.Tensor:
+    return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

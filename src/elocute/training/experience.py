@@ -1,0 +1,110 @@
+"""One step's experience: sample groups, decode every answer once, judge it, gather what all ranks must agree on."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import Accelerator
+
+from elocute.data.cache import EncodedAudio
+from elocute.data.types import Answer, Example
+from elocute.errors import RunError
+from elocute.models import InterleavedLM
+from elocute.recipe.schema import Recipe
+from elocute.rewards.combine import Judged, RewardMixer
+from elocute.rollout import Rollout, Sampling, sample_groups, seed_of
+
+
+@dataclass
+class Experience:
+    """This rank's rollouts, and the rewards of all ranks.
+
+    rollouts: this rank's, prompt by prompt [p·G]; rewards float64 and available bool [P, G], of all ranks;
+    mine: slice of the P prompts that are this rank's; judged: this rank's outcomes, for people.
+    """
+
+    rollouts: list[Rollout]
+    answers: list[Answer]
+    judged: Judged
+    rewards: torch.Tensor
+    available: torch.Tensor
+    mine: slice
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def my_prompts(accelerator: Accelerator, count: int) -> slice:
+    """The prompts of a step that this rank works on: equal, contiguous shares."""
+    share, rest = divmod(count, accelerator.num_processes)
+    if rest:
+        raise RunError(f"rollout.prompts_per_step={count} must be a multiple of {accelerator.num_processes} processes")
+    return slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
+
+
+def step_examples(examples: Sequence[Example], recipe: Recipe, step: int) -> list[int]:
+    """Indices of the rows of step `step` (from 0): a fresh permutation each epoch, seeded by (run seed, epoch)."""
+    count = recipe.rollout.prompts_per_step
+    indices = []
+    for position in range(step * count, (step + 1) * count):
+        epoch, place = divmod(position, len(examples))
+        indices.append(int(_permutation(len(examples), recipe.seed, epoch)[place]))
+    return indices
+
+
+def _permutation(n: int, seed: int, epoch: int) -> torch.Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed_of(seed, "epoch", epoch)))
+
+
+def sampling_of(recipe: Recipe) -> Sampling:
+    rollout = recipe.rollout
+    return Sampling(rollout.max_new_tokens, rollout.temperature, rollout.top_k, rollout.top_p)
+
+
+def collect(
+    lm: InterleavedLM,
+    audio: EncodedAudio,
+    examples: Sequence[Example],
+    mixer: RewardMixer,
+    recipe: Recipe,
+    step: int,
+    accelerator: Accelerator,
+) -> Experience:
+    """Sample, decode and judge one step's groups for `examples` (the step's P prompts, all ranks' together)."""
+    mine = my_prompts(accelerator, len(examples))
+    group = recipe.rollout.group_size
+    clock = _Clock()
+    prompts = [lm.encode_prompt(example, audio) for example in examples[mine]]
+    seeds = [
+        [seed_of(recipe.seed, step, prompt, sample) for sample in range(group)]
+        for prompt in range(mine.start, mine.stop)
+    ]
+    groups = sample_groups(lm, prompts, seeds, sampling_of(recipe))
+    rollouts = [rollout for row in groups for rollout in row]
+    clock.lap("rollout")
+    owners = [example for example in examples[mine] for _ in range(group)]
+    answers = [Answer(o, lm.decode(r.tokens.ids)) for o, r in zip(owners, rollouts, strict=True)]
+    clock.lap("decode")
+    judged = mixer(answers, [index // group for index in range(len(answers))])
+    clock.lap("reward")
+    local = torch.tensor([[v if v is not None else 0.0, v is not None] for v in judged.values], dtype=torch.float64)
+    everyone = accelerator.gather(local.to(accelerator.device)).cpu()
+    return Experience(
+        rollouts=rollouts,
+        answers=answers,
+        judged=judged,
+        rewards=everyone[:, 0].view(len(examples), group),
+        available=everyone[:, 1].view(len(examples), group).bool(),
+        mine=mine,
+        seconds=clock.seconds,
+    )
+
+
+class _Clock:
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self._last = now

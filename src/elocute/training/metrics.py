@@ -1,0 +1,70 @@
+"""What one line of metrics.jsonl holds: flat names, plain numbers, None where there was nothing to measure."""
+
+import torch
+from accelerate import Accelerator
+
+from elocute.training.experience import Experience
+
+
+def loss_metrics(totals: dict[str, float]) -> dict:
+    """Loss components, KL and NLL per token by modality, clip fraction, sampler mismatch."""
+    parts = {name: totals[name] for name in ("loss/pg", "loss/sft", "loss/kl_text", "loss/kl_speech") if name in totals}
+    values: dict = {"loss/total": sum(parts.values())} | parts
+    for name in ("kl/text", "kl/speech", "nll/text", "nll/speech"):
+        if name in totals:
+            values[name] = _ratio(totals[name], totals[f"{name}_tokens"])
+    if "pg/tokens" in totals:
+        values["pg/tokens"] = totals["pg/tokens"]
+        values["pg/clip_fraction"] = _ratio(totals["pg/clipped"], totals["pg/tokens"])
+        values["sampler/mismatch"] = _ratio(totals["sampler/mismatch"], totals["pg/tokens"])
+    return values
+
+
+def experience_metrics(experience: Experience, accelerator: Accelerator) -> dict:
+    """Rewards, outcomes, entropy by modality and truncation, over all ranks."""
+    sums: dict[str, float] = {"rollout/tokens": 0, "rollout/truncated": 0, "rollout/no_text": 0}
+    for modality in ("text", "speech"):
+        sums[f"entropy/{modality}"] = sums[f"entropy/{modality}_tokens"] = 0.0
+    for rollout in experience.rollouts:
+        tokens = rollout.tokens
+        sums["rollout/tokens"] += len(tokens)
+        sums["rollout/truncated"] += rollout.truncated
+        sums["rollout/no_text"] += not bool((tokens.text & tokens.action).any())
+        for modality, mask in (("text", tokens.text), ("speech", ~tokens.text)):
+            mask = mask & tokens.action
+            sums[f"entropy/{modality}"] += float(rollout.entropy[mask].sum())
+            sums[f"entropy/{modality}_tokens"] += int(mask.sum())
+    for name, count in experience.judged.counts.items():
+        sums[f"outcomes/{name}"] = count
+    for name, (total, count) in experience.judged.sums.items():
+        sums[f"reward/{name}"], sums[f"reward/{name}_count"] = total, count
+    names = sorted(sums)
+    local = torch.tensor([float(sums[name]) for name in names], dtype=torch.float64, device=accelerator.device)
+    sums = dict(zip(names, accelerator.reduce(local, "sum").tolist(), strict=True))
+    for name in ("entropy/text", "entropy/speech"):
+        sums[name] = _ratio(sums[name], sums.pop(f"{name}_tokens"))
+    for name in experience.judged.sums:
+        sums[f"reward/{name}"] = _ratio(sums[f"reward/{name}"], sums.pop(f"reward/{name}_count"))
+    scored = experience.rewards[experience.available]
+    if len(scored):
+        sums |= {
+            "reward/mean": float(scored.mean()),
+            "reward/std": float(scored.std(correction=0)),
+            "reward/max": float(scored.max()),
+        }
+    return sums
+
+
+def flat(values: dict, prefix: str = "") -> dict:
+    """Nested settings as `a.b: value`, for trackers."""
+    result: dict = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            result |= flat(value, f"{prefix}{key}.")
+        else:
+            result[f"{prefix}{key}"] = value if isinstance(value, int | float | str | bool) else str(value)
+    return result
+
+
+def _ratio(total: float, count: float) -> float | None:
+    return total / count if count else None

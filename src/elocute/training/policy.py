@@ -1,0 +1,121 @@
+"""The network that is trained, and its reference: teacher-forced log-probs of selected tokens."""
+
+import contextlib
+
+import torch
+from peft import LoraConfig, get_peft_model
+
+from elocute.errors import InputError
+from elocute.models import InterleavedLM, load_model
+from elocute.objectives.kl import kl_k3
+from elocute.objectives.logprobs import exact_kl, selected_logprobs
+from elocute.recipe.schema import Recipe
+from elocute.training.batch import Batch
+
+
+class Policy(torch.nn.Module):
+    """A speech LM as a module whose forward is all that training needs, so that accelerate may wrap it.
+
+    Dropout is off, always: the policy that scores must be the policy that sampled.
+    """
+
+    def __init__(self, lm: InterleavedLM):
+        super().__init__()
+        self.network = lm.model
+        self.lm = lm
+        for module in self.network.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        for key in ("attention_dropout", "attn_pdrop", "hidden_dropout", "resid_pdrop", "embd_pdrop"):
+            if hasattr(lm.core().config, key):
+                setattr(lm.core().config, key, 0.0)
+
+    def hidden(self, batch: Batch) -> torch.Tensor:
+        """Hidden states that predict the selected tokens, [N, D]."""
+        positions = (batch.mask.cumsum(1) - 1).clamp(min=0)
+        out = self.lm.trunk()(
+            input_ids=batch.ids, attention_mask=batch.mask, position_ids=positions, use_cache=False
+        )
+        return out.last_hidden_state[batch.rows, batch.columns]
+
+    def forward(self, batch: Batch, temperature: float = 1.0, reference=None):
+        """Log-probs of the selected tokens [N]; with `reference` = (hidden, weight) also KL(policy ‖ reference) [N]."""
+        hidden, head = self.hidden(batch), self.lm.head()
+        logp = selected_logprobs(hidden, head.weight, batch.targets, bias=head.bias, temperature=temperature)
+        if reference is None:
+            return logp, None
+        return logp, exact_kl(hidden, head.weight, *reference, temperature=temperature)
+
+
+class Reference:
+    """The model as it was before training, in eval mode: LoRA's base, or a frozen copy loaded from the recipe."""
+
+    def __init__(self, recipe: Recipe, policy: Policy):
+        if recipe.lora:
+            self.policy, self.off = policy, policy.network.disable_adapter
+        else:
+            lm = load_model(recipe.model, dtype=next(policy.network.parameters()).dtype)
+            lm.model.to(next(policy.network.parameters()).device).eval().requires_grad_(False)
+            self.policy, self.off = Policy(lm), contextlib.nullcontext
+
+    @torch.no_grad()
+    def logprobs(self, batch: Batch, temperature: float) -> torch.Tensor:
+        with self._evaluating():
+            return self.policy(batch, temperature)[0]
+
+    @torch.no_grad()
+    def hidden(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """(hidden [N, D], head weight [V, D]) for the exact KL."""
+        with self._evaluating():
+            return self.policy.hidden(batch), self.policy.lm.head().weight
+
+    @contextlib.contextmanager
+    def _evaluating(self):
+        was_training = self.policy.network.training
+        self.policy.network.eval()
+        try:
+            with self.off():
+                yield
+        finally:
+            self.policy.network.train(was_training)
+
+
+def kl_per_token(recipe: Recipe, policy, batch: Batch, reference: Reference | None):
+    """One forward of the policy → (log-probs [N], KL [N] or None), by the recipe's estimator."""
+    temperature = recipe.rollout.temperature
+    if reference is None:
+        return policy(batch, temperature)
+    if recipe.objective.kl.estimator == "exact":
+        return policy(batch, temperature, reference.hidden(batch))
+    ref_logp = reference.logprobs(batch, temperature)
+    logp, _ = policy(batch, temperature)
+    return logp, kl_k3(logp, ref_logp)
+
+
+def load_policy(recipe: Recipe) -> Policy:
+    """Load the recipe's model, add LoRA if it says so, check that its head is a plain linear layer."""
+    lm = load_model(recipe.model, dtype=getattr(torch, recipe.dtype))
+    check_head(lm, recipe.model)
+    if recipe.lora:
+        config = LoraConfig(
+            r=recipe.lora.rank, lora_alpha=recipe.lora.alpha, target_modules=recipe.lora.targets, lora_dropout=0.0
+        )
+        try:
+            torch.manual_seed(recipe.seed)  # LoRA's A matrices start at random
+            lm.model = get_peft_model(lm.model, config)
+        except ValueError as error:
+            raise InputError(f"lora.targets: {error}") from error
+    if recipe.gradient_checkpointing:
+        lm.core().gradient_checkpointing_enable({"use_reentrant": False})
+        lm.core().enable_input_require_grads()
+    return Policy(lm)
+
+
+@torch.no_grad()
+def check_head(lm: InterleavedLM, folder) -> None:
+    """Log-probs are taken as head(hidden); a model that scales or caps its logits would be scored wrongly."""
+    ids = torch.tensor([[lm.layout.text_end, lm.layout.answer_end]])
+    logits = lm.core()(input_ids=ids).logits
+    ours = lm.head()(lm.trunk()(input_ids=ids).last_hidden_state)
+    if not torch.allclose(logits, ours.to(logits), atol=1e-2, rtol=1e-2):
+        raise InputError(f"{folder}: model: its logits are not head(hidden) (scaled or soft-capped): not supported yet")

@@ -1,0 +1,91 @@
+"""A run's folder: what is in it, when it may be used, and how its metrics file survives a kill."""
+
+import json
+import platform
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import yaml
+
+from elocute.data.digest import digest_file, digest_folder
+from elocute.data.files import write_atomically
+from elocute.errors import InputError
+from elocute.recipe import Recipe, save_recipe
+
+FREE_TO_CHANGE = ("run_dir", "steps", "checkpoint", "trackers", "report", "samples_every", "evaluation")
+"""Keys that may differ when a run is continued; any other would make it another run."""
+
+
+class RunFolder:
+    """Paths of one run."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self.recipe = self.path / "recipe.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.samples = self.path / "samples"
+        self.checkpoints = self.path / "checkpoints"
+        self.model = self.path / "model"
+        self.evaluation = self.path / "eval.json"
+        self.environment = self.path / "environment.json"
+
+    def open(self, recipe: Recipe, *, resume: bool) -> None:
+        """Claim the folder for a new run, or check that `recipe` continues the one in it."""
+        started = self.recipe.exists()
+        if not resume:
+            if self.path.exists() and any(self.path.iterdir()):
+                raise InputError(f"{self.path}: run_dir: not empty; --resume continues it, or choose another folder")
+        elif started:
+            self._check_same(recipe)
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise InputError(f"{self.path}: run_dir: not empty and no run of elocute; choose another folder")
+        for folder in (self.path, self.samples, self.checkpoints):
+            folder.mkdir(parents=True, exist_ok=True)
+        save_recipe(recipe, self.recipe)
+
+    def _check_same(self, recipe: Recipe) -> None:
+        old, new = yaml.safe_load(self.recipe.read_text()), recipe.model_dump(mode="json")
+        for key in new:
+            if key not in FREE_TO_CHANGE and old.get(key) != new[key]:
+                raise InputError(
+                    f"{self.recipe}: {key}: the run was started with {old.get(key)!r}, the recipe now says {new[key]!r}"
+                )
+
+    def write_environment(self, recipe: Recipe) -> None:
+        """Versions, machine, digests of model and data: what a reader needs to trust or repeat the run."""
+        names = ("elocute", "torch", "transformers", "accelerate", "peft", "numpy", "pocketsphinx")
+        data = [file for file in (recipe.data.train, recipe.data.eval) if file]
+        values = {
+            "command": " ".join(["elocute", *sys.argv[1:]]),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "python": platform.python_version(),
+            "machine": f"{platform.system()} {platform.machine()}",
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+            "threads": torch.get_num_threads(),
+            "versions": {name: version(name) for name in names},
+            "model_digest": digest_folder(recipe.model),
+            "data_digests": {str(file): digest_file(file) for file in data},
+        }
+        write_atomically(self.environment, (json.dumps(values, indent=2) + "\n").encode())
+
+    def cut_metrics(self, step: int) -> None:
+        """Drop the lines after `step` (and a half-written last one): those steps will be made again."""
+        if not self.metrics.exists():
+            return
+        kept = []
+        for line in self.metrics.read_text().splitlines():
+            try:
+                values = json.loads(line)
+            except json.JSONDecodeError:
+                break
+            if values["step"] > step:
+                break
+            kept.append(line)
+        write_atomically(self.metrics, "".join(line + "\n" for line in kept).encode())
+
+    def append_metrics(self, values: dict) -> None:
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(values) + "\n")

@@ -1,0 +1,252 @@
+"""The loop: sample, judge, mix, update, save. Phases in order, each in a file of its own."""
+
+import math
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from elocute.data.cache import EncodedAudio
+from elocute.data.rows import read_rows
+from elocute.data.types import Example
+from elocute.errors import InputError, RunError
+from elocute.objectives.advantages import group_advantages
+from elocute.objectives.mixing import AdaptiveMixing, FixedMixing, raw_lambda
+from elocute.recipe import Recipe
+from elocute.recipe.schema import Adaptive
+from elocute.rewards.combine import RewardMixer, build_mixer
+from elocute.rollout import seed_of
+from elocute.training.checkpoint import (
+    latest_checkpoint,
+    load_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+)
+from elocute.training.experience import Experience, collect, my_prompts, step_examples
+from elocute.training.metrics import experience_metrics, flat, loss_metrics
+from elocute.training.policy import Reference, load_policy
+from elocute.training.run_folder import RunFolder
+from elocute.training.samples import write_step_samples
+from elocute.training.schedule import learning_rate
+from elocute.training.update import Rows, Update
+
+Progress = Callable[[int, dict], None]
+
+
+class Trainer:
+    """One run, from a checked recipe to a model on disk."""
+
+    def __init__(self, recipe: Recipe, *, resume: bool = False):
+        # 1. the folder and the rows, before anything heavy
+        self.recipe, self.folder = recipe, RunFolder(recipe.run_dir)
+        self.accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(),
+            log_with=list(recipe.trackers) or None,
+            project_dir=str(self.folder.path),
+            mixed_precision="no",
+        )
+        with self.accelerator.main_process_first():
+            if self.accelerator.is_main_process:
+                self.folder.open(recipe, resume=resume)
+        self.examples = read_rows(recipe.data.train)
+        my_prompts(self.accelerator, recipe.rollout.prompts_per_step)
+        self.mixer: RewardMixer | None = None
+        if recipe.objective.samples:
+            self.mixer = build_mixer(recipe.rewards, recipe.reward_mix)
+        # 2. the model, its reference, the optimiser
+        policy = load_policy(recipe)
+        self.lm = policy.lm
+        self.audio = EncodedAudio(self.lm.codec, recipe.data.cache)
+        self.targets = self._encode_targets()
+        parameters = [p for p in policy.parameters() if p.requires_grad]
+        optim = recipe.optim
+        optimizer = torch.optim.AdamW(parameters, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
+        self.policy, self.optimizer = self.accelerator.prepare(policy, optimizer)
+        self.raw_policy = policy
+        reference = Reference(recipe, policy) if recipe.objective.uses_reference else None
+        self.update = Update(recipe, self.policy, reference, self.accelerator)
+        # 3. λ and where we are
+        self.mixing = _make_mixing(recipe, self.mixer)
+        self.step, self.stopping, self.saving_seconds = 0, False, 0.0
+        if resume:
+            self._restore()
+        if self.accelerator.is_main_process and not self.folder.environment.exists():
+            self.folder.write_environment(recipe)
+        if recipe.trackers:
+            self.accelerator.init_trackers("elocute", config=flat(recipe.model_dump(mode="json")))
+
+    def train(self, progress: Progress = lambda step, metrics: None) -> bool:
+        """Run to the last step. Returns False when Ctrl-C stopped it early (the state is saved)."""
+        previous = signal.signal(signal.SIGINT, self._on_interrupt)
+        try:
+            while self.step < self.recipe.steps and not self.stopping:
+                metrics = self._one_step()
+                progress(self.step, metrics)
+        finally:
+            signal.signal(signal.SIGINT, previous)
+            if self.mixer is not None:
+                self.mixer.close()
+        self.accelerator.wait_for_everyone()
+        return not self.stopping
+
+    def save_model(self) -> Path:
+        """Write the trained model to the run's model/ folder."""
+        if self.accelerator.is_main_process:
+            partial = self.folder.model.with_name("model.partial")
+            self.lm.save(partial)
+            shutil.rmtree(self.folder.model, ignore_errors=True)
+            partial.rename(self.folder.model)
+        self.accelerator.wait_for_everyone()
+        return self.folder.model
+
+    def close(self) -> None:
+        self.accelerator.end_training()
+
+    # one step
+
+    def _one_step(self) -> dict:
+        started = time.perf_counter()
+        torch.manual_seed(seed_of(self.recipe.seed, "step", self.step))
+        examples = [self.examples[index] for index in step_examples(self.examples, self.recipe, self.step)]
+        experience = None
+        if self.mixer is not None:
+            experience = collect(self.lm, self.audio, examples, self.mixer, self.recipe, self.step, self.accelerator)
+        updating = time.perf_counter()
+        metrics = self._learn(experience, examples)
+        self.step += 1
+        # The line is written before the checkpoint: a kill in between makes the step again, none is ever missing.
+        # What saving took is therefore known one line later.
+        seconds = dict(experience.seconds) if experience else {}
+        seconds |= {"update": time.perf_counter() - updating, "checkpoint": self.saving_seconds}
+        seconds["total"] = time.perf_counter() - started
+        metrics = self._log(metrics, experience, seconds)
+        saving = time.perf_counter()
+        if experience is not None and self.accelerator.is_main_process:
+            if self.step == 1 or self.step % self.recipe.samples_every == 0:
+                write_step_samples(self.folder.samples, self.step, experience, self.recipe.rollout.group_size)
+        if self.stopping or self.step == self.recipe.steps or self.step % self.recipe.checkpoint.every == 0:
+            self._save()
+        self.saving_seconds = time.perf_counter() - saving
+        return metrics
+
+    def _learn(self, experience: Experience | None, examples: list[Example]) -> dict:
+        """One or more optimiser steps on this experience; returns what to log."""
+        mine = my_prompts(self.accelerator, len(examples))
+        targets = Rows.of(
+            [self.lm.encode_prompt(example, self.audio) for example in examples[mine]],
+            [self.targets[example.id] for example in examples[mine]],
+        ) if self.targets else None
+        rollouts, raw = None, None
+        if experience is not None:
+            rollouts = self._rollout_rows(experience)
+            raw = self._raw_lambda(experience)
+            if self.recipe.optim.updates_per_rollout > 1:
+                self.update.score_before(rollouts)
+        metrics: dict = {}
+        for repeat in range(self.recipe.optim.updates_per_rollout):
+            lam = self.mixing.update(raw.value if raw else 0.0)
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(self.recipe, self.step)
+            totals = self.update(rollouts, targets, lam).gathered(self.accelerator)
+            norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), self.recipe.optim.clip_norm)
+            if not math.isfinite(float(norm)):
+                raise RunError(f"step {self.step + 1}: the gradient is {float(norm)}; the last checkpoint is whole")
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            if repeat == 0:
+                metrics = loss_metrics(totals)
+                metrics |= {"lambda": lam, "grad_norm": float(norm), "lr": learning_rate(self.recipe, self.step)}
+        if raw is not None:
+            metrics |= {
+                "lambda/raw": raw.value,
+                "gate/information": float(raw.information_gate.mean()),
+                "gate/reward": float(raw.reward_gate.mean()),
+            }
+        return metrics
+
+    def _rollout_rows(self, experience: Experience) -> Rows:
+        spec = self.recipe.objective.policy_gradient
+        advantages = group_advantages(
+            experience.rewards, experience.available, baseline=spec.baseline, scale=spec.scale
+        )
+        rows = Rows.of([r.prompt for r in experience.rollouts], [r.tokens for r in experience.rollouts])
+        rows.advantage = advantages[experience.mine].reshape(-1).float()
+        rows.sampler_logp = torch.nn.utils.rnn.pad_sequence(
+            [r.logprob for r in experience.rollouts], batch_first=True
+        )
+        return rows
+
+    def _raw_lambda(self, experience: Experience):
+        mixing = self.recipe.objective.mixing
+        if not isinstance(mixing, Adaptive):
+            return None
+        return raw_lambda(
+            experience.rewards,
+            experience.available,
+            low=self.mixer.low,
+            high=self.mixer.high,
+            lambda_max=mixing.lambda_max,
+            sharpness=mixing.sharpness,
+        )
+
+    # rows, state
+
+    def _encode_targets(self) -> dict:
+        """Every row's supervised answer as tokens; one error names all the rows that do not fit."""
+        mixing = self.recipe.objective.mixing
+        if not isinstance(mixing, Adaptive) and mixing.value == 1:
+            return {}
+        targets, problems = {}, []
+        for example in self.examples:
+            try:
+                targets[example.id] = self.lm.encode_target(example, self.audio)
+            except InputError as error:
+                problems.append(str(error))
+        if problems:
+            raise InputError("\n".join(problems[:50]))
+        return targets
+
+    def _save(self) -> None:
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            state = {"step": self.step, "mixing": self.mixing.state_dict()}
+            folder = self.folder.checkpoints / f"step-{self.step}"
+            save_checkpoint(folder, self.raw_policy, self.optimizer, state)
+            prune_checkpoints(self.folder.checkpoints, self.recipe.checkpoint.keep)
+
+    def _restore(self) -> None:
+        found = latest_checkpoint(self.folder.checkpoints)
+        if found is not None:
+            state = load_checkpoint(found, self.raw_policy, self.optimizer)
+            self.step = state["step"]
+            self.mixing.load_state_dict(state["mixing"])
+        if self.accelerator.is_main_process:
+            self.folder.cut_metrics(self.step)
+
+    def _on_interrupt(self, signum, frame) -> None:
+        if self.stopping:
+            raise KeyboardInterrupt
+        self.stopping = True
+
+    def _log(self, metrics: dict, experience: Experience | None, seconds: dict) -> dict:
+        values = {"step": self.step} | metrics
+        if experience is not None:
+            values |= experience_metrics(experience, self.accelerator)
+            values["rollout/tokens_per_s"] = values.pop("rollout/tokens") / seconds["rollout"]
+        values |= {f"seconds/{name}": value for name, value in seconds.items()}
+        if self.accelerator.is_main_process:
+            self.folder.append_metrics(values)
+        if self.recipe.trackers:
+            self.accelerator.log({k: v for k, v in values.items() if v is not None}, step=self.step)
+        return values
+
+
+def _make_mixing(recipe: Recipe, mixer: RewardMixer | None) -> AdaptiveMixing | FixedMixing:
+    mixing = recipe.objective.mixing
+    if isinstance(mixing, Adaptive):
+        return AdaptiveMixing(mixing.lambda_max, mixing.ema, mixing.sharpness, mixer.low, mixer.high)
+    return FixedMixing(mixing.value)

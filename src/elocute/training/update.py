@@ -1,0 +1,177 @@
+"""One optimiser step's gradient: (1−λ)·SFT + λ·policy gradient + β·KL, summed over micro-batches and ranks.
+
+Each component is Σ coefficient · weight · loss over all selected tokens of all rows; the coefficients hold the
+component's own global normaliser, so micro-batches, padding and ranks do not change the result.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+
+from elocute.models.layout import Tokens
+from elocute.objectives.policy_gradient import policy_gradient, truncated_importance
+from elocute.objectives.tokens import modality_weights, scope_mask, token_coefficients
+from elocute.recipe.schema import Recipe
+from elocute.training.batch import make_batch, pad_tokens
+from elocute.training.policy import Policy, Reference, kl_per_token
+
+
+@dataclass
+class Rows:
+    """Rows that take part in a component, with per-token coefficients [B, T] (0 where a token takes no part)."""
+
+    prompts: list[torch.Tensor]
+    answers: list[Tokens]
+    padded: Tokens
+    advantage: torch.Tensor | None = None
+    sampler_logp: torch.Tensor | None = None
+    old_logp: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, prompts: Sequence[torch.Tensor], answers: Sequence[Tokens]) -> "Rows":
+        return cls(list(prompts), list(answers), pad_tokens(answers))
+
+
+class Totals:
+    """Sums over tokens, gathered over ranks at the end: what the metrics are made of."""
+
+    def __init__(self):
+        self.values: dict[str, float] = {}
+
+    def add(self, name: str, value) -> None:
+        self.values[name] = self.values.get(name, 0.0) + float(value)
+
+    def gathered(self, accelerator: Accelerator) -> dict[str, float]:
+        names = sorted(self.values)
+        local = torch.tensor([self.values[name] for name in names], dtype=torch.float64, device=accelerator.device)
+        return dict(zip(names, accelerator.reduce(local, "sum").tolist(), strict=True))
+
+
+class Update:
+    """Computes gradients for one optimiser step. `policy` may be wrapped by accelerate; `reference` is not."""
+
+    def __init__(self, recipe: Recipe, policy, reference: Reference | None, accelerator: Accelerator):
+        self.recipe, self.policy, self.reference, self.accelerator = recipe, policy, reference, accelerator
+        self.device = accelerator.device
+
+    def __call__(self, rollouts: Rows | None, targets: Rows | None, lam: float) -> Totals:
+        """Accumulate the gradient of the whole objective into the parameters."""
+        totals = Totals()
+        jobs = []
+        if rollouts is not None and (lam > 0 or self.reference is not None):
+            jobs += self._jobs(rollouts, self._policy_coefficients(rollouts, lam), self._policy_loss)
+        if targets is not None and lam < 1:
+            jobs += self._jobs(targets, self._sft_coefficients(targets, lam), self._sft_loss)
+        for index, (loss_of, rows, coefficients, piece) in enumerate(jobs):
+            last = index + 1 == len(jobs)
+            with _synchronise(self.accelerator, self.policy, last):
+                loss = loss_of(rows, coefficients, piece, totals)
+                # DDP averages gradients over ranks; the coefficients already divide by the global counts.
+                self.accelerator.backward(loss * self.accelerator.num_processes)
+        return totals
+
+    @torch.no_grad()
+    def score_before(self, rollouts: Rows) -> None:
+        """Log-probs of the rollouts under the policy before the first update (needed with several updates)."""
+        selected = self._scope(rollouts)
+        rollouts.old_logp = torch.zeros(selected.shape)
+        for piece in self._pieces(rollouts):
+            batch = make_batch(rollouts.prompts[piece], rollouts.answers[piece], selected[piece], self.device)
+            logp, _ = self.policy(batch, self.recipe.rollout.temperature)
+            rollouts.old_logp[piece][selected[piece]] = logp.float().cpu()
+
+    # coefficients
+
+    def _scope(self, rows: Rows) -> torch.Tensor:
+        return scope_mask(rows.padded.text, rows.padded.action, self.recipe.objective.policy_gradient.scope)
+
+    def _policy_coefficients(self, rows: Rows, lam: float) -> dict[str, torch.Tensor]:
+        objective = self.recipe.objective
+        spec = objective.policy_gradient
+        scope = self._scope(rows)
+        weights = modality_weights(rows.padded.text, spec.text_weight, spec.speech_weight)
+        parts = {"pg": lam * weights * self._coefficients(scope, spec.normaliser)}
+        for modality, beta in (("text", objective.kl.text), ("speech", objective.kl.speech)):
+            if beta:
+                mask = scope_mask(rows.padded.text, rows.padded.action, modality)
+                parts[f"kl_{modality}"] = beta * self._coefficients(mask, "sequence")
+        return parts
+
+    def _sft_coefficients(self, rows: Rows, lam: float) -> dict[str, torch.Tensor]:
+        spec = self.recipe.objective.sft
+        mask = scope_mask(rows.padded.text, rows.padded.action, spec.scope)
+        weights = modality_weights(rows.padded.text, spec.text_weight, spec.speech_weight)
+        return {"sft": (1 - lam) * weights * self._coefficients(mask, spec.normaliser)}
+
+    def _coefficients(self, selected: torch.Tensor, normaliser: str) -> torch.Tensor:
+        local = torch.tensor([selected.shape[0], int(selected.sum())], device=self.device)
+        rows, tokens = self.accelerator.reduce(local, "sum").tolist()
+        return token_coefficients(selected, normaliser=normaliser, rows_total=rows, tokens_total=tokens)
+
+    # losses of one micro-batch
+
+    def _policy_loss(self, rows: Rows, coefficients, piece: slice, totals: Totals) -> torch.Tensor:
+        parts = {name: value[piece] for name, value in coefficients.items()}
+        selected = torch.stack([value != 0 for value in parts.values()]).any(0)
+        batch = make_batch(rows.prompts[piece], rows.answers[piece], selected, self.device)
+        logp, kl = kl_per_token(self.recipe, self.policy, batch, self.reference)
+
+        def pick(values: torch.Tensor) -> torch.Tensor:
+            return values[selected].to(self.device)
+
+        old = logp.detach() if rows.old_logp is None else pick(rows.old_logp[piece])
+        sampler = pick(rows.sampler_logp[piece])
+        importance = truncated_importance(old, sampler, self.recipe.rollout.importance_cap)
+        clip = self.recipe.objective.policy_gradient.clip
+        advantage = pick(rows.advantage[piece][:, None].expand(selected.shape))
+        per_token, clipped = policy_gradient(
+            logp, old, advantage, clip=None if clip is None else (clip, clip), importance=importance
+        )
+        weight = pick(parts["pg"])
+        loss = (weight * per_token).sum()
+        totals.add("loss/pg", loss.detach())
+        totals.add("pg/clipped", (clipped & (weight != 0)).sum())
+        totals.add("pg/tokens", (weight != 0).sum())
+        totals.add("sampler/mismatch", ((old - sampler).abs() * (weight != 0)).sum())
+        for modality in ("text", "speech"):
+            if f"kl_{modality}" in parts:
+                weight = pick(parts[f"kl_{modality}"])
+                part = (weight * kl).sum()
+                loss = loss + part
+                totals.add(f"loss/kl_{modality}", part.detach())
+                totals.add(f"kl/{modality}", (kl.detach() * (weight != 0)).sum())
+                totals.add(f"kl/{modality}_tokens", (weight != 0).sum())
+        return loss
+
+    def _sft_loss(self, rows: Rows, coefficients, piece: slice, totals: Totals) -> torch.Tensor:
+        weight = coefficients["sft"][piece]
+        selected = weight != 0
+        batch = make_batch(rows.prompts[piece], rows.answers[piece], selected, self.device)
+        logp, _ = self.policy(batch)
+        loss = (weight[selected].to(self.device) * -logp).sum()
+        totals.add("loss/sft", loss.detach())
+        text = rows.padded.text[piece][selected].to(self.device)
+        for modality, mask in (("text", text), ("speech", ~text)):
+            totals.add(f"nll/{modality}", -(logp.detach() * mask).sum())
+            totals.add(f"nll/{modality}_tokens", mask.sum())
+        return loss
+
+    def _pieces(self, rows: Rows) -> list[slice]:
+        size = self.recipe.optim.micro_batch
+        return [slice(start, start + size) for start in range(0, len(rows.prompts), size)]
+
+    def _jobs(self, rows, coefficients, loss_of):
+        return [(loss_of, rows, coefficients, piece) for piece in self._pieces(rows)]
+
+
+def _synchronise(accelerator: Accelerator, policy, last: bool):
+    """Gradients are averaged over ranks once, in the backward of the last micro-batch."""
+    return contextlib.nullcontext() if last else accelerator.no_sync(policy)
+
+
+def plain(policy) -> Policy:
+    """The Policy inside whatever accelerate wrapped it in."""
+    return getattr(policy, "module", policy)

@@ -1,0 +1,172 @@
+"""Train the starter's base model: a small LM that hears speech units and answers in interleaved text and units.
+
+    python -m starter.train_base --data starter/build/base.jsonl --out starter/model
+
+The base sees every question spoken, written, and as something to transcribe; its answers come from a teacher that errs
+on purpose, so it speaks well and thinks badly, and post-training has something to do.
+"""
+
+import argparse
+import json
+import math
+import random
+import time
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from elocute.data.cache import EncodedAudio
+from elocute.data.rows import read_rows
+from elocute.data.types import Message
+from elocute.models.interleaved import InterleavedLM, make_layout
+from elocute.speech.codec import StarterCodec
+
+CONTROL = ["<|pad|>", "<|user|>", "<|assistant|>", "<|transcript|>", "<|text_end|>", "<|answer_end|>"]
+CONTROL += ["<|begin_of_audio|>", "<|end_of_audio|>"]
+TEMPLATE = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}"
+TEMPLATE += "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+SETTINGS = {
+    "ratio": [[2, 10]],
+    "codec": "../codec",
+    "tokens": {
+        "unit_0": "<|audio_0|>",
+        "text_end": "<|text_end|>",
+        "answer_end": "<|answer_end|>",
+        "speech_begin": "<|begin_of_audio|>",
+        "speech_end": "<|end_of_audio|>",
+    },
+}
+
+
+def make_tokenizer(texts: list[str], n_units: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE over the world's words (any other text still encodes, byte by byte) plus control and audio tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=640, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|answer_end|>")
+    wrapped.add_special_tokens({"additional_special_tokens": CONTROL})
+    wrapped.add_tokens([f"<|audio_{unit}|>" for unit in range(n_units)])
+    wrapped.chat_template = TEMPLATE
+    return wrapped
+
+
+def make_sequences(lm: InterleavedLM, rows, audio: EncodedAudio) -> list[dict[str, tuple[torch.Tensor, int]]]:
+    """For each row its spoken, written and transcribed form: (ids, where the trained part begins)."""
+    vocabulary = lm.tokenizer.get_vocab()
+    sequences = []
+    for row in rows:
+        answer = lm.encode_target(row, audio).ids
+        spoken = lm.encode_prompt(row, audio)
+        written_row = type(row)(id=row.id, messages=(Message("user", row.question_text),))
+        written = lm.encode_prompt(written_row, audio)
+        text = lm.tokenizer.encode(row.question_text, add_special_tokens=False) + [lm.layout.text_end]
+        heard = torch.cat([spoken[:-1], torch.tensor([vocabulary["<|transcript|>"]])])
+        sequences.append(
+            {
+                "spoken": (torch.cat([spoken, answer]), len(spoken)),
+                "written": (torch.cat([written, answer]), len(written)),
+                "transcript": (torch.cat([heard, torch.tensor(text)]), len(heard)),
+            }
+        )
+    return sequences
+
+
+def batches(sequences, size: int, rng: random.Random):
+    """An epoch: each row once spoken, and each once written or transcribed; batches of like length."""
+    items = []
+    for forms in sequences:
+        items.append(forms["spoken"])
+        items.append(forms["written"] if rng.random() < 0.35 else forms["transcript"])
+    rng.shuffle(items)
+    chunk = size * 32
+    for start in range(0, len(items), chunk):
+        block = sorted(items[start : start + chunk], key=lambda item: len(item[0]))
+        groups = [block[i : i + size] for i in range(0, len(block), size)]
+        rng.shuffle(groups)
+        yield from groups
+
+
+def collate(group) -> tuple[torch.Tensor, torch.Tensor]:
+    pad = torch.nn.utils.rnn.pad_sequence
+    ids = pad([ids for ids, _ in group], batch_first=True)
+    labels = pad([torch.cat([ids.new_full((n,), -100), ids[n:]]) for ids, n in group], True, -100)
+    return ids, labels
+
+
+def train(lm: InterleavedLM, sequences, *, epochs: int, size: int, lr: float, seed: int) -> None:
+    rng = random.Random(seed)
+    total = epochs * math.ceil(2 * len(sequences) / size)
+    optimizer = torch.optim.AdamW(lm.model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
+    lm.model.train()
+    step, running, started = 0, None, time.time()
+    for epoch in range(epochs):
+        for group in batches(sequences, size, rng):
+            ids, labels = collate(group)
+            rate = lr * min(1, (step + 1) / 200) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1, step / total))))
+            for settings in optimizer.param_groups:
+                settings["lr"] = rate
+            with torch.autocast("cpu", torch.bfloat16):
+                hidden = lm.trunk()(input_ids=ids).last_hidden_state[:, :-1]
+                where = labels[:, 1:] != -100
+                logits = lm.head()(hidden[where])
+            loss = torch.nn.functional.cross_entropy(logits.float(), labels[:, 1:][where])
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(lm.model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            running = float(loss) if running is None else 0.98 * running + 0.02 * float(loss)
+            step += 1
+            if step % 50 == 0:
+                print(f"epoch {epoch} step {step}/{total} loss {running:.3f} {time.time() - started:.0f} s", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="starter/build/base.jsonl")
+    parser.add_argument("--codec", default="starter/codec")
+    parser.add_argument("--out", default="starter/model")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--batch", type=int, default=48)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--hidden", type=int, default=192)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--rows", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    codec = StarterCodec.load(args.codec)
+    rows = read_rows(args.data)[: args.rows]
+    tokenizer = make_tokenizer([row.question_text for row in rows] + [row.target_text for row in rows], codec.n_units)
+    config = LlamaConfig(
+        vocab_size=math.ceil(len(tokenizer) / 8) * 8,
+        hidden_size=args.hidden,
+        intermediate_size=args.hidden * 8 // 3 // 16 * 16,
+        num_hidden_layers=args.layers,
+        num_attention_heads=args.hidden // 48,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    model = LlamaForCausalLM(config)
+    layout = make_layout(Path(args.out), SETTINGS, tokenizer, codec)
+    lm = InterleavedLM(model, tokenizer, layout, codec, SETTINGS)
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, vocabulary {config.vocab_size}")
+    sequences = make_sequences(lm, rows, EncodedAudio(codec))
+    print(f"{len(sequences)} rows, {sum(len(s['spoken'][0]) for s in sequences) / len(sequences):.0f} tokens a row")
+    train(lm, sequences, epochs=args.epochs, size=args.batch, lr=args.lr, seed=args.seed)
+    out = Path(args.out)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    (out / "elocute.json").write_text(json.dumps(SETTINGS, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from elocute.report.curves import curves, thin
+from elocute.report.read import Metrics, read_run
+
+
+def titles(figures):
+    return [re.search(r"<h3>(.*?)</h3>", figure)[1] for figure in figures]
+
+
+def test_every_metric_of_a_run_is_drawn(finished_run: Path):
+    names = list(read_run(finished_run).metrics.columns)
+    numbers = {name: float(1000 + index) for index, name in enumerate(names)}
+    page = "".join(curves(Metrics([1], {name: [number] for name, number in numbers.items()}, {})))
+    latest = {float(number) for number in re.findall(r"<li>.*? <b>(\d+)</b>", page)}
+    not_drawn = {name for name, number in numbers.items() if number not in latest}
+    assert not_drawn == {"reward/std", "seconds/total"}  # the band, and the height of the stack
+
+
+def test_a_run_without_rollouts_has_fewer_charts():
+    metrics = Metrics([1, 2], {"loss/total": [1.0, 2.0], "reward/mean": [None, None], "lr": [0.1, 0.2]}, {})
+    assert titles(curves(metrics)) == ["Loss: total and supervised", "Learning rate"]
+
+
+def test_unknown_metrics_get_a_chart_of_their_own():
+    columns = {f"dpo/{i}": [1.0] for i in range(10)} | {"dpo/gone": [None]}
+    figures = curves(Metrics([1], columns, {}))
+    assert titles(figures) == ["Other: dpo", "Other: dpo"]  # as many as there are colours
+    assert "".join(figures).count("<li>") == 10
+
+
+def test_seconds_no_stage_accounts_for_are_shown_as_rest():
+    columns = {"seconds/rollout": [1.0, 1.0], "seconds/warm": [0.5, None], "seconds/total": [2.0, 0.5]}
+    metrics = Metrics([1, 2], columns, {})
+    (figure,) = curves(metrics)
+    assert "rest: 0.5" in figure and "rest: 0\n" in figure and "warm: 0.5" in figure
+    assert "seconds/rest" not in metrics.columns
+
+
+def test_thin_keeps_the_mean_and_the_last_step():
+    metrics = Metrics(list(range(1, 8)), {"a": [1.0, 2.0, None, 4.0, None, None, 7.0], "b": [None] * 7}, {})
+    thinned, each = thin(metrics, 4)
+    assert each == 2 and thinned.steps == [2, 4, 6, 7]
+    assert thinned.columns == {"a": [1.5, 4.0, None, 7.0], "b": [None] * 4}
+    assert thin(metrics, 7) == (metrics, 1)
+
+
+@pytest.mark.parametrize("steps", [400, 401, 5000])
+def test_long_runs_stay_light(steps):
+    (figure,) = curves(Metrics(list(range(1, steps + 1)), {"lr": [1.0] * steps}, {}))
+    assert figure.count("<rect") <= 400
+    assert ("each point is the mean of" in figure.lower()) == (steps > 400)

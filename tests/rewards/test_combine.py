@@ -1,0 +1,177 @@
+import math
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from answers import answer
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elocute.errors import InputError, RunError
+from elocute.recipe.rewards import RuleSpec
+from elocute.rewards.combine import Gate, RewardMixer, Weighted, build_mixer
+from elocute.rewards.outcome import Invalid, Outcome, Scored, Unavailable
+
+
+@dataclass
+class Given:
+    """Gives the outcomes it was given, looked up by the answer's text."""
+
+    name: str
+    outcomes: list[Outcome]
+    low: float = 0.0
+    high: float = 1.0
+    closed: list = field(default_factory=list)
+
+    def __call__(self, answers):
+        return [self.outcomes[int(a.utterance.text)] for a in answers]
+
+    def close(self):
+        self.closed.append(True)
+
+
+def batch(n):
+    return [answer(str(i)) for i in range(n)]
+
+
+def scored(*values):
+    return [Scored(v) for v in values]
+
+
+def test_raw_is_a_weighted_sum_with_a_declared_range():
+    a, b = Given("a", scored(0, 1)), Given("b", scored(5, 2), 1, 5)
+    mixer = RewardMixer([Weighted(a, 0.7), Weighted(b, 0.3)])
+    assert (mixer.low, mixer.high) == pytest.approx((0.3, 2.2))
+    judged = mixer(batch(2), [0, 0])
+    assert judged.values == pytest.approx([1.5, 1.3])
+    assert judged.counts == {"scored": 2, "invalid": 0, "unavailable": 0}
+    assert judged.sums == {"a": (1.0, 2), "b": (7.0, 2)}
+    assert judged.outcomes == {"a": a.outcomes, "b": b.outcomes}
+
+
+def test_group_scale_standardises_each_reward_within_its_prompt():
+    mixer = RewardMixer([Weighted(Given("a", scored(0, 1, 1, 1)))], scale="group", invalid_penalty=-2)
+    assert mixer.low is None and mixer.high is None
+    values = mixer(batch(4), ["p", "p", "q", "q"]).values
+    assert values == pytest.approx([-0.5 / 0.5001, 0.5 / 0.5001, 0, 0])
+
+
+def test_penalty_for_invalid_no_value_for_unavailable():
+    a = Given("a", [Scored(1), Invalid("no end"), Unavailable("500"), Invalid("both"), Scored(0)])
+    b = Given("b", [Scored(1), Scored(1), Scored(1), Unavailable("500"), Scored(0)])
+    judged = RewardMixer([Weighted(a), Weighted(b)], invalid_penalty=0.25)(batch(5), [0] * 5)
+    assert judged.values == [2.0, 0.25, None, 0.25, 0.0]
+    assert judged.combined[1:4] == [Invalid("no end"), Unavailable("500"), Invalid("both")]
+    assert judged.counts == {"scored": 2, "invalid": 2, "unavailable": 1}
+
+
+def test_an_invalid_or_unavailable_answer_does_not_move_its_groups_statistics():
+    a = Given("a", [Scored(0), Scored(1), Invalid("x"), Unavailable("y")])
+    mixer = RewardMixer([Weighted(a)], scale="group", invalid_penalty=-2)
+    values = mixer(batch(4), [0] * 4).values
+    assert values == pytest.approx([-0.5 / 0.5001, 0.5 / 0.5001, -2, None])
+
+
+def test_a_gate_closes_to_the_lowest_value():
+    gate, gated = Given("right", scored(0, 1, 0)), Given("voice", [Scored(4), Scored(4), Unavailable("500")], 1, 5)
+    parts = [Weighted(gate, 0), Weighted(gated, 1, Gate("right", 1))]
+    judged = RewardMixer(parts)(batch(3), [0] * 3)
+    assert judged.values == [1, 4, 1]  # behind a closed gate it does not matter that the judge fell silent
+    assert judged.outcomes["voice"][0] == Scored(4)
+
+
+def test_an_unknown_gate_makes_the_answer_unavailable():
+    right, voice = Given("right", [Unavailable("x"), Scored(1)]), Given("voice", scored(1, 1))
+    parts = [Weighted(right, 0), Weighted(voice, 1, Gate("right", 1))]
+    assert RewardMixer(parts)(batch(2), [0, 0]).values == [None, 1]
+
+
+def test_a_reward_of_weight_zero_is_only_measured():
+    parts = [Weighted(Given("a", scored(1, 0))), Weighted(Given("m", [Unavailable("x")] * 2), 0)]
+    judged = RewardMixer(parts)(batch(2), [0, 0])
+    assert judged.values == [1, 0] and judged.sums["m"] == (0.0, 0)
+
+
+def test_a_dead_judge_stops_the_run_in_one_line():
+    outcomes = [Unavailable("HTTP 500"), Unavailable("HTTP 500"), Unavailable("late"), Scored(1)]
+    mixer = RewardMixer([Weighted(Given("judge", outcomes))])
+    with pytest.raises(RunError, match=r"^reward judge: 3 of 4 .* \(more than 50%\), most often: HTTP 500$"):
+        mixer(batch(4), [0] * 4)
+    assert mixer([answer("2"), answer("3")], [0, 0]).values == [None, 1]  # exactly the share is tolerated
+
+
+def test_a_dead_judge_is_seen_among_invalid_answers():
+    mixer = RewardMixer([Weighted(Given("judge", [Invalid("no end")] * 9 + [Unavailable("HTTP 500")]))])
+    with pytest.raises(RunError, match="1 of 1"):
+        mixer(batch(10), [0] * 10)
+
+
+@pytest.mark.parametrize(
+    ("parts", "options", "message"),
+    [
+        ([Weighted(Given("a", [])), Weighted(Given("a", []))], {}, "two are called 'a'"),
+        ([Weighted(Given("a", []), 0)], {}, "at least one above 0"),
+        ([Weighted(Given("a", []), -1)], {}, "at least 0"),
+        ([], {}, "at least one above 0"),
+        ([Weighted(Given("a", []), 1, Gate("b", 1))], {}, "a: gate: 'b' is not the name"),
+        ([Weighted(Given("a", []), 1, Gate("a", 1))], {}, "a: gate: 'a' is not the name"),
+        ([Weighted(Given("a", []))], {"scale": "group"}, "declare a penalty"),
+        ([Weighted(Given("a", []))], {"invalid_penalty": -1}, r"expected a value in \[0, 1\]"),
+    ],
+)
+def test_a_mix_that_makes_no_sense_is_refused(parts, options, message):
+    with pytest.raises(InputError, match=message):
+        RewardMixer(parts, **options)
+
+
+@pytest.mark.parametrize("outcomes", [scored(2), scored(math.nan), []])
+def test_a_reward_that_breaks_its_promise_stops_the_run(outcomes):
+    reward = Given("a", [])
+    reward.__class__ = type("Fixed", (Given,), {"__call__": lambda self, answers: outcomes})
+    with pytest.raises(RunError, match="^reward a: "):
+        RewardMixer([Weighted(reward)])(batch(1), [0])
+
+
+def test_close_ends_every_reward():
+    reward = Given("a", [])
+    RewardMixer([Weighted(reward)]).close()
+    assert reward.closed
+
+
+def test_from_specs():
+    mix = SimpleNamespace(scale="raw", invalid_penalty=None, max_unavailable=0.5)
+    mixer = build_mixer([RuleSpec(kind="rule", column="answer", weight=2)], mix)
+    assert (mixer.low, mixer.high) == (0, 2)
+    assert mixer([answer("4", answer="four")], [0]).values == [2.0]
+
+
+outcome = st.one_of(
+    st.floats(0, 1).map(Scored), st.just(Invalid("bad")), st.just(Unavailable("late"))
+)  # fmt: skip
+weights = st.lists(st.floats(0.01, 10), min_size=2, max_size=2)
+
+
+@given(st.lists(st.tuples(outcome, outcome, st.integers(0, 2)), min_size=1, max_size=12), weights, st.randoms())
+def test_order_does_not_matter_and_raw_values_stay_in_range(rows, weights, random):
+    parts = [Weighted(Given(n, [r[k] for r in rows]), w) for k, (n, w) in enumerate(zip("ab", weights, strict=True))]
+    order = list(range(len(rows)))
+    random.shuffle(order)
+    for scale in ("raw", "group"):
+        penalty = None if scale == "raw" else -1.0
+        mixer = RewardMixer(parts, scale=scale, invalid_penalty=penalty, max_unavailable=1)
+        straight = mixer(batch(len(rows)), [r[2] for r in rows])
+        shuffled = mixer([answer(str(i)) for i in order], [rows[i][2] for i in order])
+        assert [straight.values[i] for i in order] == pytest.approx(shuffled.values, abs=1e-9)
+        assert straight.counts == shuffled.counts
+        if scale == "raw":
+            assert all(mixer.low <= v <= mixer.high for v in straight.values if v is not None)
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=8))
+def test_group_scale_equals_its_naive_twin(values):
+    mixer = RewardMixer([Weighted(Given("a", scored(*values)), 2.0)], scale="group", invalid_penalty=0)
+    mean = sum(values) / len(values)
+    std = math.sqrt(sum((v - mean) ** 2 for v in values) / len(values))
+    naive = [2.0 * (v - mean) / (std + 1e-4) for v in values]
+    np.testing.assert_allclose(mixer(batch(len(values)), [0] * len(values)).values, naive, atol=1e-9)

@@ -1,0 +1,52 @@
+"""What ships: rows that load, units that belong to the shipped codec, sound files that go in."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from elocute.data.audio import load_audio
+from elocute.data.rows import read_rows
+from elocute.data.units import UnitStore
+from elocute.rewards.pocketsphinx_ear import PocketSphinxEar
+from elocute.speech.codec import StarterCodec
+from starter.questions import draw_rows
+
+STARTER = Path(__file__).parents[2] / "starter"
+DATA = STARTER / "data"
+
+
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_rows_are_the_rows_drawn_and_every_audio_is_there(split):
+    shipped, drawn = read_rows(DATA / f"{split}.jsonl"), draw_rows(0)[split]
+    assert [(row.id, row.question_text, row.target_text) for row in shipped] == [
+        (row.id, row.item.question, row.target) for row in drawn
+    ]
+
+
+def test_units_are_the_shipped_codecs_and_sound_like_the_answers():
+    codec, store = StarterCodec.load(STARTER / "codec"), UnitStore(DATA / "answers.safetensors")
+    store.check_made_by(codec.digest)
+    UnitStore(DATA / "questions.safetensors").check_made_by(codec.digest)
+    answers = (STARTER / "answers.txt").read_text().splitlines()
+    assert {text.replace(" ", "_") for text in answers} == store.keys()
+    some = answers[::4]
+    heard = PocketSphinxEar(answers).transcribe(
+        [codec.decode(store.get(text.replace(" ", "_"))) for text in some], codec.sample_rate
+    )
+    assert np.mean([text == said for text, said in zip(some, heard, strict=True)]) > 0.9
+
+
+def test_sound_files_encode_to_the_shipped_units():
+    codec, rows = StarterCodec.load(STARTER / "codec"), read_rows(DATA / "wavs.jsonl")
+    questions, answers = UnitStore(DATA / "questions.safetensors"), UnitStore(DATA / "answers.safetensors")
+    assert len(rows) >= 12
+    for row in rows:
+        assert np.array_equal(codec.encode(*load_audio(row.audios[0].path)), questions.get(row.id))
+        said = answers.get(row.target_text.replace(" ", "_"))
+        assert np.array_equal(codec.encode(*load_audio(row.target_audio.path)), said)
+
+
+def test_all_that_ships_stays_small():
+    files = [path for folder in ("data", "audio") for path in (STARTER / folder).iterdir()]
+    assert sum(path.stat().st_size for path in files) < 6e6
