@@ -19,7 +19,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from elocute.data.cache import EncodedAudio
 from elocute.data.rows import read_rows
-from elocute.data.types import Message
 from elocute.models.interleaved import InterleavedLM, make_layout
 from elocute.speech.codec import StarterCodec
 
@@ -56,33 +55,31 @@ def make_tokenizer(texts: list[str], n_units: int) -> PreTrainedTokenizerFast:
     return wrapped
 
 
-def make_sequences(lm: InterleavedLM, rows, audio: EncodedAudio) -> list[dict[str, tuple[torch.Tensor, int]]]:
-    """For each row its spoken, written and transcribed form: (ids, where the trained part begins)."""
+Sequence = tuple[torch.Tensor, int]
+"""Ids, and where the trained part begins."""
+
+
+def make_sequences(lm: InterleavedLM, rows, audio: EncodedAudio) -> list[dict[str, Sequence]]:
+    """Each row as asked (spoken or written); spoken ones also as something to transcribe."""
     vocabulary = lm.tokenizer.get_vocab()
     sequences = []
     for row in rows:
         answer = lm.encode_target(row, audio).ids
-        spoken = lm.encode_prompt(row, audio)
-        written_row = type(row)(id=row.id, messages=(Message("user", row.question_text),))
-        written = lm.encode_prompt(written_row, audio)
-        text = lm.tokenizer.encode(row.question_text, add_special_tokens=False) + [lm.layout.text_end]
-        heard = torch.cat([spoken[:-1], torch.tensor([vocabulary["<|transcript|>"]])])
-        sequences.append(
-            {
-                "spoken": (torch.cat([spoken, answer]), len(spoken)),
-                "written": (torch.cat([written, answer]), len(written)),
-                "transcript": (torch.cat([heard, torch.tensor(text)]), len(heard)),
-            }
-        )
+        prompt = lm.encode_prompt(row, audio)
+        forms = {"asked": (torch.cat([prompt, answer]), len(prompt))}
+        if row.audios:
+            text = lm.tokenizer.encode(row.question_text, add_special_tokens=False) + [lm.layout.text_end]
+            heard = torch.cat([prompt[:-1], torch.tensor([vocabulary["<|transcript|>"]])])
+            forms["transcript"] = (torch.cat([heard, torch.tensor(text)]), len(heard))
+        sequences.append(forms)
     return sequences
 
 
-def batches(sequences, size: int, rng: random.Random):
-    """An epoch: each row once spoken, and each once written or transcribed; batches of like length."""
-    items = []
-    for forms in sequences:
-        items.append(forms["spoken"])
-        items.append(forms["written"] if rng.random() < 0.35 else forms["transcript"])
+def batches(spoken, written, size: int, rng: random.Random):
+    """An epoch: each spoken row once, a third of them to transcribe, as many written rows; batches of like length."""
+    items = [forms["asked"] for forms in spoken]
+    items += [forms["transcript"] for forms in spoken if rng.random() < 1 / 3]
+    items += [forms["asked"] for forms in rng.sample(written, min(len(spoken), len(written)))]
     rng.shuffle(items)
     chunk = size * 32
     for start in range(0, len(items), chunk):
@@ -99,14 +96,14 @@ def collate(group) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, labels
 
 
-def train(lm: InterleavedLM, sequences, *, epochs: int, size: int, lr: float, seed: int) -> None:
+def train(lm: InterleavedLM, spoken, written, *, epochs: int, size: int, lr: float, seed: int) -> None:
     rng = random.Random(seed)
-    total = epochs * math.ceil(2 * len(sequences) / size)
+    total = epochs * math.ceil(7 / 3 * len(spoken) / size)
     optimizer = torch.optim.AdamW(lm.model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
     lm.model.train()
     step, running, started = 0, None, time.time()
     for epoch in range(epochs):
-        for group in batches(sequences, size, rng):
+        for group in batches(spoken, written, size, rng):
             ids, labels = collate(group)
             rate = lr * min(1, (step + 1) / 200) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1, step / total))))
             for settings in optimizer.param_groups:
@@ -129,6 +126,7 @@ def train(lm: InterleavedLM, sequences, *, epochs: int, size: int, lr: float, se
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="starter/build/base.jsonl")
+    parser.add_argument("--written", default="starter/build/base_written.jsonl")
     parser.add_argument("--codec", default="starter/codec")
     parser.add_argument("--out", default="starter/model")
     parser.add_argument("--epochs", type=int, default=10)
@@ -141,7 +139,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     codec = StarterCodec.load(args.codec)
-    rows = read_rows(args.data)[: args.rows]
+    rows, written_rows = read_rows(args.data)[: args.rows], read_rows(args.written)
     tokenizer = make_tokenizer([row.question_text for row in rows] + [row.target_text for row in rows], codec.n_units)
     config = LlamaConfig(
         vocab_size=math.ceil(len(tokenizer) / 8) * 8,
@@ -159,9 +157,10 @@ def main() -> None:
     layout = make_layout(Path(args.out), SETTINGS, tokenizer, codec)
     lm = InterleavedLM(model, tokenizer, layout, codec, SETTINGS)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, vocabulary {config.vocab_size}")
-    sequences = make_sequences(lm, rows, EncodedAudio(codec))
-    print(f"{len(sequences)} rows, {sum(len(s['spoken'][0]) for s in sequences) / len(sequences):.0f} tokens a row")
-    train(lm, sequences, epochs=args.epochs, size=args.batch, lr=args.lr, seed=args.seed)
+    audio = EncodedAudio(codec)
+    spoken, written = make_sequences(lm, rows, audio), make_sequences(lm, written_rows, audio)
+    print(f"{len(spoken)} spoken rows, {sum(len(s['asked'][0]) for s in spoken) / len(spoken):.0f} tokens a row")
+    train(lm, spoken, written, epochs=args.epochs, size=args.batch, lr=args.lr, seed=args.seed)
     out = Path(args.out)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
