@@ -50,7 +50,7 @@ def train(
         finished = run(checked, resume=resume, progress=progress)
     if not main:
         return
-    page = _report(checked.run_dir) if checked.report else None
+    page = _report(checked.run_dir) if checked.report and (checked.run_dir / "metrics.jsonl").exists() else None
     values = read_eval(checked.run_dir / "eval.json")
     if as_json:
         print(json.dumps({"run_dir": str(checked.run_dir), "finished": finished, "eval": values}))

@@ -37,7 +37,7 @@ def evaluate_folder(
         accepted_answers(example)
     lm = load_model(model)
     audio = EncodedAudio(lm.codec)
-    ear = PocketSphinxEar(words=vocabulary.read_text().split() if vocabulary else None)
+    ear = PocketSphinxEar(words=vocabulary.read_text().splitlines() if vocabulary else None)
     utterances = answer_all(
         lm,
         audio,

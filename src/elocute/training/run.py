@@ -77,7 +77,7 @@ class Evaluator:
         values = read_eval(self.trainer.folder.evaluation)
         values |= {
             "normalisation": "elocute.data.normalise: case, punctuation, numbers as words",
-            "ear": "PocketSphinx, bundled en-us model" + (", closed vocabulary" if recipe.evaluation.vocabulary else ""),
+            "ear": f"PocketSphinx, bundled en-us model, {'closed' if recipe.evaluation.vocabulary else 'open'} vocabulary",
             "seed": recipe.seed,
             "temperature": recipe.evaluation.temperature,
             moment: {name: estimate.to_json() for name, estimate in summarise(rows).items()},
@@ -96,7 +96,7 @@ class Evaluator:
 def make_ear(recipe: Recipe) -> PocketSphinxEar:
     """The evaluation's recogniser."""
     file = recipe.evaluation.vocabulary
-    return PocketSphinxEar(words=file.read_text().split() if file else None)
+    return PocketSphinxEar(words=file.read_text().splitlines() if file else None)
 
 
 def read_eval(path: Path) -> dict:

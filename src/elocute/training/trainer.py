@@ -148,7 +148,7 @@ class Trainer:
                 self.update.score_before(rollouts)
         metrics: dict = {}
         for repeat in range(self.recipe.optim.updates_per_rollout):
-            lam = self.mixing.update(raw.value if raw else 0.0)
+            lam = self.mixing.update(None if raw is None else raw.value)
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(self.recipe, self.step)
             totals = self.update(rollouts, targets, lam).gathered(self.accelerator)
@@ -163,8 +163,8 @@ class Trainer:
         if raw is not None:
             metrics |= {
                 "lambda/raw": raw.value,
-                "gate/information": float(raw.information_gate.mean()),
-                "gate/reward": float(raw.reward_gate.mean()),
+                "gate/information": float(raw.information_gate[raw.counted].mean()) if raw.counted.any() else None,
+                "gate/reward": float(raw.reward_gate[raw.counted].mean()) if raw.counted.any() else None,
             }
         return metrics
 

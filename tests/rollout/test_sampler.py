@@ -1,0 +1,61 @@
+"""Sampling: what scored is what sampled, whatever else is in the batch."""
+
+import pytest
+import torch
+
+from elocute.rollout import Sampling, sample_groups
+from elocute.rollout.sampler import draw
+from elocute.training.batch import make_batch
+from elocute.training.policy import Policy
+
+PROMPTS = [torch.tensor([301, 302, 303]), torch.tensor([301, 400, 401, 402, 403, 404, 405])]
+SEEDS = [[1, 2, 3], [4, 5, 6]]
+
+
+def flat(groups):
+    return [rollout for group in groups for rollout in group]
+
+
+def test_score_equals_sample(tiny_lm):
+    sampling = Sampling(24, temperature=0.8)
+    rollouts = flat(sample_groups(tiny_lm, PROMPTS, SEEDS, sampling))
+    longest = max(len(rollout.tokens) for rollout in rollouts)
+    selected = torch.zeros(len(rollouts), longest, dtype=torch.bool)
+    for row, rollout in enumerate(rollouts):
+        selected[row, : len(rollout.tokens)] = rollout.tokens.action
+    batch = make_batch([r.prompt for r in rollouts], [r.tokens for r in rollouts], selected, "cpu")
+    logp, _ = Policy(tiny_lm)(batch, 0.8)
+    sampled = torch.cat([r.logprob[r.tokens.action] for r in rollouts])
+    assert torch.allclose(logp, sampled, atol=1e-5)
+
+
+def test_defect_09_an_answer_does_not_depend_on_its_batch(tiny_lm):
+    sampling = Sampling(16)
+    together = flat(sample_groups(tiny_lm, PROMPTS, SEEDS, sampling))
+    alone = [
+        sample_groups(tiny_lm, [prompt], [[seed]], sampling)[0][0]
+        for prompt, seeds in zip(PROMPTS, SEEDS, strict=True)
+        for seed in seeds
+    ]
+    for a, b in zip(together, alone, strict=True):
+        assert a.tokens.ids.equal(b.tokens.ids)
+        assert torch.allclose(a.logprob, b.logprob, atol=1e-5)
+
+
+def test_defect_12_truncation_is_flagged(tiny_lm):
+    rollout = sample_groups(tiny_lm, PROMPTS[:1], [[7]], Sampling(1))[0][0]
+    assert rollout.truncated or rollout.broken
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (3, 1.0), (0, 0.6), (4, 0.7)])
+def test_defect_08_log_probs_are_those_of_the_truncated_distribution(top_k, top_p):
+    torch.manual_seed(0)
+    logits = torch.randn(1, 9).repeat(4000, 1)
+    uniform = torch.rand(4000, dtype=torch.float64)
+    tokens, logp, _ = draw(logits, uniform, Sampling(1, 1.0, top_k, top_p))
+    shares = torch.bincount(tokens, minlength=9) / 4000
+    for token in range(9):
+        if shares[token] > 0:
+            expected = logp[tokens == token][0].exp()
+            assert abs(float(shares[token] - expected)) < 0.03
+    assert abs(float(sum(logp[tokens == t][0].exp() for t in tokens.unique())) - 1) < 0.02
