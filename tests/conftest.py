@@ -15,7 +15,8 @@ from starter.train_base import SETTINGS, make_tokenizer
 def tiny_lm() -> InterleavedLM:
     torch.manual_seed(0)
     codec = StarterCodec.load("starter/codec")
-    tokenizer = make_tokenizer(["seven plus eight", "fifteen", "twenty one"], codec.n_units)
+    texts = [*Path("starter/answers.txt").read_text().splitlines(), *Path("starter/vocabulary.txt").read_text().split()]
+    tokenizer = make_tokenizer(texts * 3, codec.n_units)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,
