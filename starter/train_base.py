@@ -40,7 +40,7 @@ SETTINGS = {
 
 
 def make_tokenizer(texts: list[str], n_units: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE over the world's words (any other text still encodes, byte by byte) plus control and audio tokens."""
+    """Byte-level BPE over the world's words (other text still encodes, byte by byte), control and audio tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()

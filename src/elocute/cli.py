@@ -1,4 +1,4 @@
-"""The command line: verbs, nothing else. Exit status 0, 1 (the run failed) or 2 (bad usage or input: one clear line)."""
+"""The command line: verbs, nothing else. Exit status 0, 1 (failed) or 2 (bad usage or input: one clear line)."""
 
 import json
 import os
@@ -20,7 +20,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, for example recipes/starter/wavalign.yaml")]
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="For example recipes/starter/wavalign.yaml")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="For example optim.lr=1e-4")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -125,7 +125,7 @@ def report(
 
 @app.command("eval")
 def evaluate(
-    target: Annotated[Path, typer.Argument(metavar="MODEL_OR_RUN", help="A model folder, or a run (its model/ is taken).")],
+    target: Annotated[Path, typer.Argument(metavar="MODEL_OR_RUN", help="A model folder, or a run.")],
     data: Annotated[Path, typer.Option(help="Rows with an `answer` column (JSONL).")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for eval.json, answers and WAVs.")],
     suite: Annotated[str, typer.Option(help="What to measure: spoken-qa.")] = "spoken-qa",

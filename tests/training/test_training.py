@@ -1,4 +1,4 @@
-"""A run end to end on a tiny random model: it trains, is refused twice, resumes byte for byte, and is the same cut up."""
+"""A run on a tiny random model: it trains, a used folder is refused, it resumes byte for byte, cut up it is the same."""
 
 import json
 from pathlib import Path

@@ -89,7 +89,7 @@ def accepted_answers(example: Example) -> set[str]:
     """The row's `answer` column: one string, or a list of strings that are all right."""
     answer = example.columns.get("answer")
     if not answer or not isinstance(answer, str | list):
-        raise InputError(f"{example.file}:{example.line}: answer: expected the right answer, as text or a list of texts")
+        raise InputError(f"{example.file}:{example.line}: answer: expected the right answer: text or a list")
     return {normalise(text) for text in ([answer] if isinstance(answer, str) else answer)}
 
 

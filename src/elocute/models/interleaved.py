@@ -1,4 +1,4 @@
-"""Speech LMs with one vocabulary, text and speech interleaved: any `AutoModelForCausalLM` folder with an `elocute.json`.
+"""Speech LMs with one vocabulary, text and speech interleaved: any causal LM of transformers with an `elocute.json`.
 
     elocute.json: {"ratio": [[2, 10]], "codec": "../codec", "tokens": {"unit_0": "<|audio_0|>", "text_end": …, …}}
 

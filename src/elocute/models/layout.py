@@ -1,8 +1,8 @@
 """The layout of an answer: which token stands where, text or speech, sampled (an action) or forced.
 
 One vocabulary holds text and speech. An answer interleaves them by a ratio list as VITA-Audio does:
-`[[1, 10], [4, 10]]` is one text token, ten speech units, four text tokens, ten units, and the last pair repeats. Once the text has ended,
-speech flows until the answer's end:
+`[[1, 10], [4, 10]]` is one text token, ten speech units, four text tokens, ten units, and the last pair repeats. Once
+the text has ended, speech flows until the answer's end:
 
     t t [B] s s s s [E] t t_end [B] s s s … s end
 

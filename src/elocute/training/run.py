@@ -75,9 +75,10 @@ class Evaluator:
     def _write(self, moment: str, rows) -> None:
         recipe = self.trainer.recipe
         values = read_eval(self.trainer.folder.evaluation)
+        vocabulary = "closed" if recipe.evaluation.vocabulary else "open"
         values |= {
             "normalisation": "elocute.data.normalise: case, punctuation, numbers as words",
-            "ear": f"PocketSphinx, bundled en-us model, {'closed' if recipe.evaluation.vocabulary else 'open'} vocabulary",
+            "ear": f"PocketSphinx, bundled en-us model, {vocabulary} vocabulary",
             "seed": recipe.seed,
             "temperature": recipe.evaluation.temperature,
             moment: {name: estimate.to_json() for name, estimate in summarise(rows).items()},
