@@ -1,4 +1,4 @@
-"""A run on a tiny random model: it trains, a used folder is refused, it resumes byte for byte, cut up it is the same."""
+"""A run on a tiny random model: it trains, a used folder is refused, it resumes byte for byte."""
 
 import json
 from pathlib import Path
