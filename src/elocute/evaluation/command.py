@@ -10,7 +10,7 @@ from elocute.data.files import write_atomically
 from elocute.data.rows import read_rows
 from elocute.errors import InputError
 from elocute.evaluation.listening import write_answers
-from elocute.evaluation.spoken_qa import accepted_answers, answer_all, judge_all, summarise
+from elocute.evaluation.spoken_qa import right_answers, answer_all, judge_all, summarise
 from elocute.models import load_model
 from elocute.rewards.asr import PocketSphinxEar
 from elocute.rollout import Sampling
@@ -34,7 +34,7 @@ def evaluate_folder(
         raise InputError(f"--vocabulary: no such file: {vocabulary}")
     examples = read_rows(data)[:rows]
     for example in examples:
-        accepted_answers(example)
+        right_answers(example)
     lm = load_model(model)
     audio = EncodedAudio(lm.codec)
     ear = PocketSphinxEar(words=vocabulary.read_text().splitlines() if vocabulary else None)

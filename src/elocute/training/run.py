@@ -8,7 +8,7 @@ from elocute.data.files import write_atomically
 from elocute.data.rows import read_rows
 from elocute.data.types import Example
 from elocute.evaluation.listening import write_answers
-from elocute.evaluation.spoken_qa import accepted_answers, answer_all, by_column, judge_all, summarise
+from elocute.evaluation.spoken_qa import right_answers, answer_all, by_column, judge_all, summarise
 from elocute.recipe import Recipe
 from elocute.rewards.asr import PocketSphinxEar
 from elocute.rollout import Sampling
@@ -25,7 +25,7 @@ def read_eval_rows(recipe: Recipe) -> list[Example]:
     """The held-out rows that are evaluated, checked for their right answers."""
     rows = read_rows(recipe.data.eval)[: recipe.evaluation.rows]
     for row in rows:
-        accepted_answers(row)
+        right_answers(row)
     return rows
 
 

@@ -1,0 +1,115 @@
+"""The command line as users meet it: a process of its own, exit statuses, one line for each mistake."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+RECIPE = "recipes/starter/wavalign.yaml"
+SMALL = ["rollout.group_size=2", "rollout.prompts_per_step=2", "rollout.max_new_tokens=10", "evaluation.rows=4"]
+
+
+def elocute(*words: object, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "elocute.cli", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, **options)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_lm, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_lm.save(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "nowhere.yaml"], "nowhere.yaml: cannot read the recipe"),
+        (["train", RECIPE, "optim.lr=fast"], "optim.lr: input should be a valid number"),
+        (["train", RECIPE, "optim.learning_rate=1"], "optim.learning_rate: unknown key"),
+        (["train", RECIPE, "rollout.temperature=0"], "rollout.temperature: input should be greater than 0"),
+        (["train", RECIPE, "data.train=missing.jsonl"], "data.train: no such file: missing.jsonl"),
+        (["train", RECIPE, "steps"], "expected key=value"),
+        (["report", "nowhere"], "nowhere"),
+        (["chat", "nowhere", "--text", "hello"], "expected a folder"),
+    ],
+)
+def test_wrong_input_is_one_line_and_status_2(words, said):
+    done = elocute(*words)
+    assert done.returncode == 2
+    assert said in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_every_bad_row_is_named(model, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"messages": 3}\n\n{"messages": [\n')
+    done = elocute("train", RECIPE, f"model={model}", f"data.train={rows}", f"run_dir={tmp_path / 'run'}")
+    assert done.returncode == 2
+    assert f"{rows}:1:" in done.stderr and f"{rows}:3:" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_resolves_and_starts_nothing(model, tmp_path):
+    done = elocute("train", RECIPE, f"model={model}", f"run_dir={tmp_path / 'run'}", "--dry-run", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rows"]["data.train"] > 1000
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_killed_run_resumes_to_the_same_bytes_and_a_report(model, tmp_path):
+    words = ["train", RECIPE, f"model={model}", "steps=6", "checkpoint.every=1", *SMALL]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "elocute.cli", *words, f"run_dir={killed}"], stderr=subprocess.DEVNULL
+    )
+    wait_for(lambda: list(killed.glob("checkpoints/step-[2-5]")), process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    again = elocute(*words, f"run_dir={killed}")
+    assert again.returncode == 2 and "--resume" in again.stderr
+    resumed = elocute(*words, f"run_dir={killed}", "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "report.html" in resumed.stdout
+    assert elocute(*words, f"run_dir={whole}").returncode == 0
+    for name in ("model/model.safetensors", "checkpoints/step-6/optimizer.safetensors", "checkpoints/step-6/state.json"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+    assert untimed(killed / "metrics.jsonl") == untimed(whole / "metrics.jsonl")
+    values = [json.loads((run / "eval.json").read_text()) for run in (killed, whole)]
+    assert values[0] == values[1]
+    assert set(values[0]["after"]) == {"answer_accuracy_text", "answer_accuracy_speech", "speech_wer", "broken_audio"}
+
+
+def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(model, tmp_path):
+    words = ["train", RECIPE, f"model={model}", "steps=500", f"run_dir={tmp_path / 'run'}", *SMALL]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "elocute.cli", *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    wait_for((tmp_path / "run/metrics.jsonl").exists, process)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "--resume" in said.splitlines()[-1] and "Traceback" not in said
+    steps = len((tmp_path / "run/metrics.jsonl").read_text().splitlines())
+    assert (tmp_path / f"run/checkpoints/step-{steps}/state.json").exists()
+
+
+def wait_for(condition, process, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the run ended early"
+        assert time.monotonic() < deadline, "the run made no progress"
+        time.sleep(0.02)
+
+
+def untimed(path: Path) -> list[dict]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in line.items() if "second" not in k and "_per_s" not in k} for line in lines]
+
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
