@@ -96,7 +96,13 @@ def collate(group) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, labels
 
 
-def train(lm: InterleavedLM, spoken, written, *, epochs: int, size: int, lr: float, seed: int) -> None:
+def save(lm: InterleavedLM, out: Path) -> None:
+    lm.model.save_pretrained(out)
+    lm.tokenizer.save_pretrained(out)
+    (out / "elocute.json").write_text(json.dumps(SETTINGS, indent=2) + "\n")
+
+
+def train(lm: InterleavedLM, spoken, written, out: Path, *, epochs: int, size: int, lr: float, seed: int) -> None:
     rng = random.Random(seed)
     total = epochs * math.ceil(7 / 3 * len(spoken) / size)
     optimizer = torch.optim.AdamW(lm.model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
@@ -121,6 +127,7 @@ def train(lm: InterleavedLM, spoken, written, *, epochs: int, size: int, lr: flo
             step += 1
             if step % 50 == 0:
                 print(f"epoch {epoch} step {step}/{total} loss {running:.3f} {time.time() - started:.0f} s", flush=True)
+        save(lm, out)
 
 
 def main() -> None:
@@ -160,11 +167,7 @@ def main() -> None:
     audio = EncodedAudio(codec)
     spoken, written = make_sequences(lm, rows, audio), make_sequences(lm, written_rows, audio)
     print(f"{len(spoken)} spoken rows, {sum(len(s['asked'][0]) for s in spoken) / len(spoken):.0f} tokens a row")
-    train(lm, spoken, written, epochs=args.epochs, size=args.batch, lr=args.lr, seed=args.seed)
-    out = Path(args.out)
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    (out / "elocute.json").write_text(json.dumps(SETTINGS, indent=2) + "\n")
+    train(lm, spoken, written, Path(args.out), epochs=args.epochs, size=args.batch, lr=args.lr, seed=args.seed)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from elocute.data.files import write_atomically
 from elocute.data.rows import read_rows
 from elocute.errors import InputError
 from elocute.evaluation.listening import write_answers
-from elocute.evaluation.spoken_qa import right_answers, answer_all, judge_all, summarise
+from elocute.evaluation.spoken_qa import answer_all, judge_all, right_answers, summarise
 from elocute.models import load_model
 from elocute.rewards.asr import PocketSphinxEar
 from elocute.rollout import Sampling

@@ -8,7 +8,7 @@ from elocute.data.files import write_atomically
 from elocute.data.rows import read_rows
 from elocute.data.types import Example
 from elocute.evaluation.listening import write_answers
-from elocute.evaluation.spoken_qa import right_answers, answer_all, by_column, judge_all, summarise
+from elocute.evaluation.spoken_qa import answer_all, by_column, judge_all, right_answers, summarise
 from elocute.recipe import Recipe
 from elocute.rewards.asr import PocketSphinxEar
 from elocute.rollout import Sampling

@@ -32,8 +32,8 @@ class RunFolder:
         self.evaluation = self.path / "eval.json"
         self.environment = self.path / "environment.json"
 
-    def open(self, recipe: Recipe, *, resume: bool) -> None:
-        """Claim the folder for a new run, or check that `recipe` continues the one in it."""
+    def check(self, recipe: Recipe, *, resume: bool) -> None:
+        """InputError unless the folder is free for a new run, or `recipe` continues the one in it."""
         started = self.recipe.exists()
         if not resume:
             if self.path.exists() and any(self.path.iterdir()):
@@ -42,6 +42,9 @@ class RunFolder:
             self._check_same(recipe)
         elif self.path.exists() and any(self.path.iterdir()):
             raise InputError(f"{self.path}: run_dir: not empty and no run of elocute; choose another folder")
+
+    def create(self, recipe: Recipe) -> None:
+        """Make the folder and write the recipe into it."""
         for folder in (self.path, self.samples, self.checkpoints):
             folder.mkdir(parents=True, exist_ok=True)
         save_recipe(recipe, self.recipe)

@@ -49,9 +49,7 @@ class Trainer:
             project_dir=str(self.folder.path),
             mixed_precision="no",
         )
-        with self.accelerator.main_process_first():
-            if self.accelerator.is_main_process:
-                self.folder.open(recipe, resume=resume)
+        self.folder.check(recipe, resume=resume)
         self.examples = read_rows(recipe.data.train)
         my_prompts(self.accelerator, recipe.rollout.prompts_per_step)
         self.mixer: RewardMixer | None = None
@@ -72,10 +70,13 @@ class Trainer:
         # 3. λ and where we are
         self.mixing = _make_mixing(recipe, self.mixer)
         self.step, self.stopping, self.saving_seconds = 0, False, 0.0
+        self.accelerator.wait_for_everyone()  # all have checked the folder before one writes into it
+        if self.accelerator.is_main_process:
+            self.folder.create(recipe)
+            if not self.folder.environment.exists():
+                self.folder.write_environment(recipe)
         if resume:
             self._restore()
-        if self.accelerator.is_main_process and not self.folder.environment.exists():
-            self.folder.write_environment(recipe)
         if recipe.trackers:
             self.accelerator.init_trackers("elocute", config=flat(recipe.model_dump(mode="json")))
 
