@@ -95,13 +95,19 @@ def _lines(runs: dict, frozen: bool, args) -> list[dict]:
             if abs(ours - theirs) > 1e-4 * abs(theirs):
                 raise SystemExit(f"{peer}: not the same result: {ours} and {theirs}")
         for what, values, count in (
-            ("seconds", seconds, args.rounds * args.passes), ("extra MiB", memory, args.rounds)
+            ("seconds", seconds, args.rounds * args.passes),
+            ("extra MiB", memory, args.rounds),
         ):
-            lines.append({
-                "work": f"log-probs and gradients, {shape}: {what}", "peer": PEERS[peer],
-                "ours": round(values["ours"], 3), "theirs": round(values[peer], 3),
-                "ratio": round(values["ours"] / values[peer], 3), "n": count,
-            })
+            lines.append(
+                {
+                    "work": f"log-probs and gradients, {shape}: {what}",
+                    "peer": PEERS[peer],
+                    "ours": round(values["ours"], 3),
+                    "theirs": round(values[peer], 3),
+                    "ratio": round(values["ours"] / values[peer], 3),
+                    "n": count,
+                }
+            )
     return lines
 
 

@@ -1,9 +1,9 @@
 """Speaks the starter world and encodes it: `python -m starter.make_data`, or one stage of it.
 
-    draw     starter/vocabulary.txt (every word) and starter/answers.txt (all that may be answered); no audio
-    speak    every question and answer → starter/build/speech/<voice>/<text>.wav; what is there already is kept
-    encode   those → units by the codec in starter/codec; shipped: starter/data and starter/audio,
-             not shipped: starter/build/base.jsonl with its questions' units, and base_written.jsonl
+draw     starter/vocabulary.txt (every word) and starter/answers.txt (all that may be answered); no audio
+speak    every question and answer → starter/build/speech/<voice>/<text>.wav; what is there already is kept
+encode   those → units by the codec in starter/codec; shipped: starter/data and starter/audio,
+         not shipped: starter/build/base.jsonl with its questions' units, and base_written.jsonl
 """
 
 import argparse
@@ -106,8 +106,7 @@ def encode_all(rows: dict[str, list[Row]], speech: Path, codec: Path, out: Path,
     digest = StarterCodec.load(codec).digest
     answers = {answer_key(text): answer_path(speech, text) for text in answer_texts()}
     questions = {
-        split: {row.id: wav_path(speech, row.item.question, row.style) for row in rows[split]}
-        for split in SPLITS
+        split: {row.id: wav_path(speech, row.item.question, row.style) for row in rows[split]} for split in SPLITS
     }
     stores = {
         out / "data" / "answers.safetensors": answers,
@@ -120,11 +119,15 @@ def encode_all(rows: dict[str, list[Row]], speech: Path, codec: Path, out: Path,
         write_units(store, units, digest, codec="starter")
         report_store(store, units, wavs)
     for split in ("train", "heldout"):
-        write_rows(out / "data" / f"{split}.jsonl",
-                   [row.as_json("questions.safetensors", "answers.safetensors") for row in rows[split]])
+        write_rows(
+            out / "data" / f"{split}.jsonl",
+            [row.as_json("questions.safetensors", "answers.safetensors") for row in rows[split]],
+        )
     for split, name in (("base", "base"), ("written", "base_written")):
-        write_rows(out / "build" / f"{name}.jsonl",
-                   [row.as_json("base_questions.safetensors", "../data/answers.safetensors") for row in rows[split]])
+        write_rows(
+            out / "build" / f"{name}.jsonl",
+            [row.as_json("base_questions.safetensors", "../data/answers.safetensors") for row in rows[split]],
+        )
     ship_wavs(rows["heldout"], speech, out)
 
 
@@ -157,8 +160,10 @@ def write_rows(path: Path, rows: list[dict]) -> None:
 
 def report_store(store: Path, units: dict[str, np.ndarray], wavs: dict[str, Path]) -> None:
     seconds = sum(wav.stat().st_size - 44 for wav in wavs.values()) / (2 * SAMPLE_RATE)
-    print(f"{store}: {len(units)} recordings, {seconds:.0f} s, {mean(len(each) for each in units.values()):.1f} units "
-          f"on average (longest {max(map(len, units.values()))}), {store.stat().st_size / 1e6:.2f} MB")
+    print(
+        f"{store}: {len(units)} recordings, {seconds:.0f} s, {mean(len(each) for each in units.values()):.1f} units "
+        f"on average (longest {max(map(len, units.values()))}), {store.stat().st_size / 1e6:.2f} MB"
+    )
 
 
 def run_all(work: Callable, jobs: list[tuple], processes: int, done: str) -> list:

@@ -77,7 +77,11 @@ def test_a_killed_run_resumes_to_the_same_bytes_and_a_report(model, tmp_path):
     assert resumed.returncode == 0, resumed.stderr
     assert "report.html" in resumed.stdout
     assert elocute(*words, f"run_dir={whole}").returncode == 0
-    for name in ("model/model.safetensors", "checkpoints/step-6/optimizer.safetensors", "checkpoints/step-6/state.json"):
+    for name in (
+        "model/model.safetensors",
+        "checkpoints/step-6/optimizer.safetensors",
+        "checkpoints/step-6/state.json",
+    ):
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
     assert untimed(killed / "metrics.jsonl") == untimed(whole / "metrics.jsonl")
     values = [json.loads((run / "eval.json").read_text()) for run in (killed, whole)]

@@ -41,11 +41,27 @@ def test_every_field_finds_its_place(rows, sound, tmp_path):
         {"role": "assistant", "content": "three"},
         {"role": "user", "content": "<|audio|> and now?"},
     ]
-    row = {"id": "r1", "messages": messages, "audios": ["q1.wav", str(tmp_path / "q2.wav")], "sft_target_text": "four",
-           "sft_target_audio": "good.wav", "rejected_text": "five", "rejected_audio": "bad.wav", "task_type": "s2s",
-           "question_text": "what comes next"}
-    columns = {"history_text": "h", "chosen_score": 4.5, "rejected_score": 2, "score_gap": 2.5, "chosen_key": "a",
-               "rejected_key": "b", "source_dataset": "made up", "answer": {"number": 4}}
+    row = {
+        "id": "r1",
+        "messages": messages,
+        "audios": ["q1.wav", str(tmp_path / "q2.wav")],
+        "sft_target_text": "four",
+        "sft_target_audio": "good.wav",
+        "rejected_text": "five",
+        "rejected_audio": "bad.wav",
+        "task_type": "s2s",
+        "question_text": "what comes next",
+    }
+    columns = {
+        "history_text": "h",
+        "chosen_score": 4.5,
+        "rejected_score": 2,
+        "score_gap": 2.5,
+        "chosen_key": "a",
+        "rejected_key": "b",
+        "source_dataset": "made up",
+        "answer": {"number": 4},
+    }
     [example] = read_rows(rows(row | columns))
     assert example.messages == tuple(Message(**message) for message in messages)  # earlier answers stay as context
     assert example.audios == (AudioRef(tmp_path / "q1.wav"), AudioRef(tmp_path / "q2.wav"))

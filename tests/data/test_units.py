@@ -56,8 +56,9 @@ def test_a_missing_key_is_an_error(tmp_path):
         UnitStore(tmp_path / "a").get("other")
 
 
-@pytest.mark.parametrize("tensor", [np.zeros(3, np.float32), np.array([-1], np.int16), np.zeros(0, np.int16),
-                                    np.array(3, np.int32)])
+@pytest.mark.parametrize(
+    "tensor", [np.zeros(3, np.float32), np.array([-1], np.int16), np.zeros(0, np.int16), np.array(3, np.int32)]
+)
 def test_a_store_by_other_hands_is_checked(tmp_path, tensor):
     save_file({"k": tensor}, tmp_path / "a", metadata={"codec_digest": "d"})
     with pytest.raises(InputError, match="a#k: expected units"):

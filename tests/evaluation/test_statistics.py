@@ -14,8 +14,12 @@ from elocute.evaluation.statistics import Estimate
 
 def test_wilson_known_values():
     # Newcombe (1998), table I: 81/263, 15/148, 0/20, 1/29.
-    for successes, n, low, high in [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611),
-                                    (1, 29, 0.0061, 0.1718)]:
+    for successes, n, low, high in [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ]:
         assert stats.wilson(successes, n) == pytest.approx((low, high), abs=5e-5)
 
 
@@ -105,8 +109,10 @@ def test_difference_is_newcombes_interval():
 
 def brute_force_p(a, b):
     deltas = [x - y for x, y in zip(a, b, strict=True)]
-    sums = [abs(sum(s * d for s, d in zip(signs, deltas, strict=True)))
-            for signs in itertools.product((1, -1), repeat=len(deltas))]
+    sums = [
+        abs(sum(s * d for s, d in zip(signs, deltas, strict=True)))
+        for signs in itertools.product((1, -1), repeat=len(deltas))
+    ]
     return sum(total >= abs(sum(deltas)) - 1e-9 for total in sums) / len(sums)
 
 

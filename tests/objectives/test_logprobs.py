@@ -28,9 +28,7 @@ def problem(seed=0, n=N, dtype=torch.float32, scale=1.0):
 
 
 def twin(hidden, weight, targets, bias=None, temperature=1.0):
-    hidden, weight, bias = (
-        None if t is None else t.detach().double().requires_grad_() for t in (hidden, weight, bias)
-    )
+    hidden, weight, bias = (None if t is None else t.detach().double().requires_grad_() for t in (hidden, weight, bias))
     table = torch.log_softmax(torch.nn.functional.linear(hidden, weight, bias) / temperature, -1)
     entropy = -(table.exp() * table).sum(-1)
     return table.gather(1, targets[:, None])[:, 0], entropy, (hidden, weight, bias)
@@ -70,8 +68,9 @@ def test_gradcheck_in_float64(n):
 @pytest.mark.parametrize("frozen", ["hidden", "weight", "both but bias"])
 def test_what_is_frozen_gets_no_gradient_and_the_rest_the_same(frozen):
     hidden, weight, bias, targets, upstream = problem()
-    whole = torch.autograd.grad((selected_logprobs(hidden, weight, targets, bias=bias) * upstream).sum(),
-                                (hidden, weight, bias))
+    whole = torch.autograd.grad(
+        (selected_logprobs(hidden, weight, targets, bias=bias) * upstream).sum(), (hidden, weight, bias)
+    )
     hidden.requires_grad_(frozen == "weight")
     weight.requires_grad_(frozen == "hidden")
     (selected_logprobs(hidden, weight, targets, bias=bias) * upstream).sum().backward()

@@ -12,9 +12,7 @@ from elocute.objectives.mixing import AdaptiveMixing, FixedMixing, raw_lambda
 
 groups = st.integers(1, 6).flatmap(
     lambda g: st.lists(
-        st.tuples(
-            st.lists(st.floats(1, 5), min_size=g, max_size=g), st.lists(st.booleans(), min_size=g, max_size=g)
-        ),
+        st.tuples(st.lists(st.floats(1, 5), min_size=g, max_size=g), st.lists(st.booleans(), min_size=g, max_size=g)),
         min_size=1,
         max_size=4,
     )

@@ -5,10 +5,15 @@ from hypothesis import strategies as st
 
 from elocute.objectives.tokens import modality_weights, scope_mask, token_coefficients
 
-masks = st.tuples(st.integers(1, 5), st.integers(1, 7)).flatmap(
-    lambda shape: st.lists(st.lists(st.booleans(), min_size=shape[1], max_size=shape[1]),
-                           min_size=shape[0], max_size=shape[0])
-).map(lambda rows: torch.tensor(rows, dtype=torch.bool))
+masks = (
+    st.tuples(st.integers(1, 5), st.integers(1, 7))
+    .flatmap(
+        lambda shape: st.lists(
+            st.lists(st.booleans(), min_size=shape[1], max_size=shape[1]), min_size=shape[0], max_size=shape[0]
+        )
+    )
+    .map(lambda rows: torch.tensor(rows, dtype=torch.bool))
+)
 normalisers = st.sampled_from(["sequence", "token", "group"])
 
 

@@ -8,8 +8,15 @@ from elocute.report.answers import before_and_after, choose, pair_up, player, ro
 
 
 def row(id, right=False, audio=None, **more):
-    return {"id": id, "text": f"answer {id}", "correct_text": right, "correct_speech": right, "broken": None,
-            "audio": audio, **more}
+    return {
+        "id": id,
+        "text": f"answer {id}",
+        "correct_text": right,
+        "correct_speech": right,
+        "broken": None,
+        "audio": audio,
+        **more,
+    }
 
 
 def test_pairs_join_by_id_whatever_the_order():

@@ -60,8 +60,16 @@ def test_page_shows_what_was_run_and_what_came_out(html, finished_run):
     values = json.loads((finished_run / "eval.json").read_text())
     for moment in ("before", "after"):
         assert f"{100 * values[moment]['answer_accuracy_text']['value']:.1f} %" in html
-    for part in ("starter/model", "elocute train recipes/starter/wavalign.yaml", "2026-05-04", "40 of 40",
-                 "temperature: 0.9", "2.13.0", "difficulty: hard", "12 of 60 recorded answers"):
+    for part in (
+        "starter/model",
+        "elocute train recipes/starter/wavalign.yaml",
+        "2026-05-04",
+        "40 of 40",
+        "temperature: 0.9",
+        "2.13.0",
+        "difficulty: hard",
+        "12 of 60 recorded answers",
+    ):
         assert part in html, part
     assert "no result yet" not in html
     assert len([tag for tag, _ in Reader(html).tags if tag == "audio"]) >= 36

@@ -104,12 +104,15 @@ def test_a_line_separator_inside_a_text_ends_no_line(small_run):
     assert read_run(small_run).after[0]["text"] == "one\u2028two"
 
 
-@pytest.mark.parametrize(("name", "content", "message"), [
-    ("recipe.yaml", "seed: 1\nrollout: {\n", r"recipe.yaml, line \d: not valid YAML"),
-    ("recipe.yaml", "- 1\n", "recipe.yaml: expected a mapping"),
-    ("eval.json", "{", "eval.json: not valid JSON"),
-    ("environment.json", "3", "environment.json: expected a JSON object, got int"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("recipe.yaml", "seed: 1\nrollout: {\n", r"recipe.yaml, line \d: not valid YAML"),
+        ("recipe.yaml", "- 1\n", "recipe.yaml: expected a mapping"),
+        ("eval.json", "{", "eval.json: not valid JSON"),
+        ("environment.json", "3", "environment.json: expected a JSON object, got int"),
+    ],
+)
 def test_bad_files_are_named(small_run, name, content, message):
     (small_run / name).write_text(content)
     with pytest.raises(InputError, match=message):

@@ -43,16 +43,23 @@ def test_table_shows_values_intervals_and_points():
 
 
 def test_one_side_and_nothing_measured():
-    values = {"after": {"speech_wer": {"value": None, "n": 0, "ci95": None},
-                        "broken_audio": estimate(1.0, 0.98, 1.0)}}
+    values = {"after": {"speech_wer": {"value": None, "n": 0, "ci95": None}, "broken_audio": estimate(1.0, 0.98, 1.0)}}
     wer, broken = compare(values)
     assert wer.delta is None and broken.delta is None and broken.verdict == ""
     assert "100.0 %" in shown(values)
     assert compare({}) == []
 
 
-@pytest.mark.parametrize("entry", [0.5, {"value": 0.5}, {"value": "0.5", "n": 3, "ci95": [0, 1]},
-                                   {"value": 0.5, "n": 3, "ci95": [0]}, {"value": 0.5, "n": 3, "ci95": 0.1}])
+@pytest.mark.parametrize(
+    "entry",
+    [
+        0.5,
+        {"value": 0.5},
+        {"value": "0.5", "n": 3, "ci95": [0, 1]},
+        {"value": 0.5, "n": 3, "ci95": [0]},
+        {"value": 0.5, "n": 3, "ci95": 0.1},
+    ],
+)
 def test_a_malformed_estimate_is_named(entry):
     with pytest.raises(InputError, match=r"eval.json: before.speech_wer: expected .*ci95"):
         compare({"before": {"speech_wer": entry}})

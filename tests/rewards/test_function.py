@@ -8,7 +8,7 @@ from elocute.errors import InputError, RunError
 from elocute.rewards.function import FunctionReward
 from elocute.rewards.outcome import Invalid, Scored, Unavailable
 
-SOURCE = '''
+SOURCE = """
 import math
 def length(completions, **kwargs):
     return [float(len(c[0]["content"])) for c in completions]
@@ -29,7 +29,7 @@ def short(completions, **kwargs):
 def raises(completions, **kwargs):
     raise KeyError("oh")
 NUMBER = 3
-'''
+"""
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ QUESTION_WORDS = set("plus add and minus take from larger smaller or middle then
 
 
 def numbers_in(words: list[str]) -> list[int]:
-    """"thirty seven or two" → [37, 2]. "twenty two" is 22: no question means twenty, then two."""
+    """ "thirty seven or two" → [37, 2]. "twenty two" is 22: no question means twenty, then two."""
     found, tens = [], None
     for word in words:
         if word in ONES and tens is not None and 0 < ONES.index(word) < 10:

@@ -30,8 +30,17 @@ from elocute.errors import InputError
 AUDIO_MARK = "<|audio|>"
 ROLES = ("system", "user", "assistant")
 NUMBERS = ("chosen_score", "rejected_score", "score_gap")
-NAMED = {"messages", "audios", "sft_target_text", "sft_target_audio", "rejected_text", "rejected_audio",
-         "question_text", "task_type", "id"}
+NAMED = {
+    "messages",
+    "audios",
+    "sft_target_text",
+    "sft_target_audio",
+    "rejected_text",
+    "rejected_audio",
+    "question_text",
+    "task_type",
+    "id",
+}
 MOST_REPORTED = 50
 
 

@@ -33,8 +33,9 @@ def _sorted_header(content: bytes) -> bytes:
 
 def _compact(key: str, values: np.ndarray) -> np.ndarray:
     if not np.issubdtype(values.dtype, np.integer) or values.ndim not in (1, 2) or not values.size:
-        raise TypeError(f"units {key!r}: expected integers [frames] or [frames, codebooks], "
-                        f"got {values.dtype} {list(values.shape)}")
+        raise TypeError(
+            f"units {key!r}: expected integers [frames] or [frames, codebooks], got {values.dtype} {list(values.shape)}"
+        )
     if values.min() < 0 or values.max() > np.iinfo(np.int32).max:
         raise ValueError(f"units {key!r}: expected values in 0 … 2^31 - 1, got {values.min()} … {values.max()}")
     dtype = np.int16 if values.max() <= np.iinfo(np.int16).max else np.int32
@@ -72,12 +73,16 @@ class UnitStore:
             raise InputError(f"{self.path}: no encoded audio called {key!r}")
         units = self._file.get_tensor(key)
         if units.dtype not in (np.int16, np.int32) or units.ndim not in (1, 2) or not units.size or units.min() < 0:
-            raise InputError(f"{self.path}#{key}: expected units (int16 or int32, not negative, [frames] or "
-                             f"[frames, codebooks]), got {units.dtype} {list(units.shape)}")
+            raise InputError(
+                f"{self.path}#{key}: expected units (int16 or int32, not negative, [frames] or "
+                f"[frames, codebooks]), got {units.dtype} {list(units.shape)}"
+            )
         return units.astype(np.int64)
 
     def check_made_by(self, codec_digest: str) -> None:
         """Raises InputError when another codec made the units: its numbers mean other sounds."""
         if self.digest != codec_digest:
-            raise InputError(f"{self.path}: encoded by codec {self.codec} {self.digest}, "
-                             f"but the codec in use is {codec_digest}; encode the audio again")
+            raise InputError(
+                f"{self.path}: encoded by codec {self.codec} {self.digest}, "
+                f"but the codec in use is {codec_digest}; encode the audio again"
+            )

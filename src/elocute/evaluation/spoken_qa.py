@@ -119,4 +119,3 @@ def by_column(rows: Sequence[Row], column: str) -> dict[str, dict[str, Estimate]
     """The metrics by a column of the rows, such as `difficulty`."""
     values = sorted({str(row.example.columns.get(column)) for row in rows})
     return {v: summarise([row for row in rows if str(row.example.columns.get(column)) == v]) for v in values}
-

@@ -146,8 +146,13 @@ def read_settings(folder: Path) -> dict:
             raise InputError(f"{file}: {key}: missing")
     ratio = settings["ratio"]
     named = ratio in ("text-first", "speech-only")
-    pairs = isinstance(ratio, list) and ratio and all(
-        isinstance(pair, list) and len(pair) == 2 and all(isinstance(n, int) and n >= 1 for n in pair) for pair in ratio
+    pairs = (
+        isinstance(ratio, list)
+        and ratio
+        and all(
+            isinstance(pair, list) and len(pair) == 2 and all(isinstance(n, int) and n >= 1 for n in pair)
+            for pair in ratio
+        )
     )
     if not (named or pairs):
         raise InputError(f"{file}: ratio: expected [[2, 10]], 'text-first' or 'speech-only' for example, got {ratio!r}")

@@ -1,8 +1,8 @@
 """What a recipe says about one reward: `kind` chooses it, `weight` and `gate` say how it counts.
 
-    rewards:
-      - {kind: rule, column: answer}
-      - {kind: asr, weight: 0.5, gate: {reward: rule, at_least: 1}, ear: {kind: pocketsphinx, vocabulary: answers.txt}}
+rewards:
+  - {kind: rule, column: answer}
+  - {kind: asr, weight: 0.5, gate: {reward: rule, at_least: 1}, ear: {kind: pocketsphinx, vocabulary: answers.txt}}
 """
 
 from pathlib import Path

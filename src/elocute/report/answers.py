@@ -61,8 +61,10 @@ def before_and_after(folder: Path, before: Sequence[Row], after: Sequence[Row]) 
     if not pairs:
         return "<p>No evaluated answers in this run folder yet.</p>"
     shown = choose(pairs, PAIRS)
-    lead = (f"{len(shown)} of {len(pairs)} recorded answers: first those with sound, gained and lost ones in turn. "
-            "The question and the seed are the same before and after.")
+    lead = (
+        f"{len(shown)} of {len(pairs)} recorded answers: first those with sound, gained and lost ones in turn. "
+        "The question and the seed are the same before and after."
+    )
     cards = "".join(_pair_card(folder, pair) for pair in shown)
     return f'<p>{lead}</p>{_flips(pairs)}<div class="pairs">{cards}</div>'
 
@@ -101,20 +103,27 @@ def _rights(row: Row) -> int:
 
 
 def _differs(pair: Pair) -> bool:
-    return pair.both and any(pair.before.get(key) != pair.after.get(key)
-                             for key in ("text", "heard", "correct_text", "correct_speech", "broken"))
+    return pair.both and any(
+        pair.before.get(key) != pair.after.get(key)
+        for key in ("text", "heard", "correct_text", "correct_speech", "broken")
+    )
 
 
 def _flips(pairs: Sequence[Pair]) -> str:
     """How many answers turned right and wrong, with McNemar's p, for each way of judging."""
     items = []
     for key, name in (("correct_text", "As written"), ("correct_speech", "As heard")):
-        both = [(bool(p.before[key]), bool(p.after[key])) for p in pairs
-                if p.both and p.before.get(key) is not None and p.after.get(key) is not None]
+        both = [
+            (bool(p.before[key]), bool(p.after[key]))
+            for p in pairs
+            if p.both and p.before.get(key) is not None and p.after.get(key) is not None
+        ]
         if both:
             old, new = zip(*both, strict=True)
-            items.append(f"<li>{name}: {both.count((False, True))} became right, {both.count((True, False))} became "
-                         f"wrong, of {len(both)} (McNemar, exact: p = {mcnemar_exact(old, new):.2g})</li>")
+            items.append(
+                f"<li>{name}: {both.count((False, True))} became right, {both.count((True, False))} became "
+                f"wrong, of {len(both)} (McNemar, exact: p = {mcnemar_exact(old, new):.2g})</li>"
+            )
     return f"<ul>{''.join(items)}</ul>" if items else ""
 
 
@@ -124,8 +133,11 @@ def _pair_card(folder: Path, pair: Pair) -> str:
     reference = row.get("reference")
     if isinstance(reference, list):
         reference = " / ".join(map(str, reference))
-    asked = "".join(player(folder, path, f"Question: {row.get('question_text') or row['id']}")
-                    for path in [next(_question_audio(pair), None)] if path)
+    asked = "".join(
+        player(folder, path, f"Question: {row.get('question_text') or row['id']}")
+        for path in [next(_question_audio(pair), None)]
+        if path
+    )
     expected = f'<p class="muted">expected: {_text(reference)}</p>' if reference is not None else ""
     sides = "".join(_answer(folder, side, name) for side, name in ((pair.before, "before"), (pair.after, "after")))
     return f'<article class="card"><header><h3>{question}</h3>{expected}{asked}</header>{sides}</article>'
@@ -144,8 +156,10 @@ def _answer(folder: Path, row: Row | None, name: str) -> str:
         marks += f'<li class="wrong">✗ broken{_text(reason)}</li>'
     sound = player(folder, row.get("audio"), f"Answer {name}: {row.get('text', '')}")
     heard = f'<p class="muted">heard: {_text(row["heard"])}</p>' if row.get("heard") else ""
-    return (f'<section><h4>{name}</h4><p class="said">{_text(row.get("text") or "(no text)")}</p>'
-            f'{sound}{heard}<ul class="marks">{marks}</ul></section>')
+    return (
+        f'<section><h4>{name}</h4><p class="said">{_text(row.get("text") or "(no text)")}</p>'
+        f'{sound}{heard}<ul class="marks">{marks}</ul></section>'
+    )
 
 
 def _mark(right: bool | None, name: str) -> str:
@@ -155,13 +169,16 @@ def _mark(right: bool | None, name: str) -> str:
 
 
 def _rollout_card(folder: Path, row: Row) -> str:
-    rewards = "".join(f"<li>{_text(name)}: {_number_or_text(value)}</li>"
-                      for name, value in (row.get("rewards") or {}).items())
+    rewards = "".join(
+        f"<li>{_text(name)}: {_number_or_text(value)}</li>" for name, value in (row.get("rewards") or {}).items()
+    )
     broken = f'<p class="missing">broken: {_text(row["broken"])}</p>' if row.get("broken") else ""
     sound = player(folder, row.get("audio"), f"Rollout: {row.get('text', '')}")
-    return (f'<article class="card"><p class="muted">{_text(row.get("question_text") or row["id"])}</p>'
-            f'<p class="said">{_text(row.get("text") or "(no text)")}</p>{sound}{broken}'
-            f'<p>reward <b>{_number_or_text(row.get("reward"))}</b></p><ul class="plain">{rewards}</ul></article>')
+    return (
+        f'<article class="card"><p class="muted">{_text(row.get("question_text") or row["id"])}</p>'
+        f'<p class="said">{_text(row.get("text") or "(no text)")}</p>{sound}{broken}'
+        f'<p>reward <b>{_number_or_text(row.get("reward"))}</b></p><ul class="plain">{rewards}</ul></article>'
+    )
 
 
 def _number_or_text(value: Any) -> str:

@@ -124,8 +124,10 @@ def _line(scale: Scale, values: Sequence[float | None]) -> str:
 
 
 def _band(scale: Scale, one: Series, index: int) -> str:
-    both = [None if value is None or spread is None else (value, spread)
-            for value, spread in zip(one.values, one.spread or (), strict=True)]
+    both = [
+        None if value is None or spread is None else (value, spread)
+        for value, spread in zip(one.values, one.spread or (), strict=True)
+    ]
     path = ""
     for run in _runs(both):
         upper = [f"{scale.x(scale.steps[i])} {scale.y(both[i][0] + both[i][1])}" for i in run]
@@ -138,7 +140,8 @@ def _bars(scale: Scale, floor: Sequence[float], top: Sequence[float]) -> str:
     width = round(scale.column - (1 if scale.column > 6 else 0), 2)
     return "".join(
         f"M{scale.x(step) - width / 2:.2f} {scale.y(below)}V{scale.y(above)}h{width}V{scale.y(below)}Z"
-        for step, below, above in zip(scale.steps, floor, top, strict=True) if above > below
+        for step, below, above in zip(scale.steps, floor, top, strict=True)
+        if above > below
     )
 
 
@@ -148,13 +151,17 @@ def _axes(scale: Scale) -> str:
     for value in _ticks(scale.low, scale.high, scale.tick):
         y = scale.y(value)
         kind = "zero" if value == 0 else "grid"
-        parts.append(f'<path class="{kind}" d="M{LEFT} {y}H{right}"/>'
-                     f'<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{show_number(value)}</text>')
+        parts.append(
+            f'<path class="{kind}" d="M{LEFT} {y}H{right}"/>'
+            f'<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{show_number(value)}</text>'
+        )
     first, last = scale.steps[0], scale.steps[-1]
     for step in _ticks(first, last, max(1.0, _round_step((last - first) / 6))) if last > first else [first]:
         x = scale.x(step)
-        parts.append(f'<path class="grid" d="M{x} {bottom}v4"/>'
-                     f'<text x="{x}" y="{bottom + 16}" text-anchor="middle">{step:.0f}</text>')
+        parts.append(
+            f'<path class="grid" d="M{x} {bottom}v4"/>'
+            f'<text x="{x}" y="{bottom + 16}" text-anchor="middle">{step:.0f}</text>'
+        )
     parts.append(f'<text class="axis" x="{(LEFT + right) / 2}" y="{HEIGHT - 3}" text-anchor="middle">step</text>')
     return "".join(parts)
 
@@ -166,24 +173,34 @@ def _columns(scale: Scale, series: Sequence[Series], totals: Sequence[float] | N
         lines = [f"step {step}"]
         for one in series:
             spread = one.spread[index] if one.spread else None
-            lines.append(f"{one.name}: {show_number(one.values[index])}"
-                         + (f" ± {show_number(spread)}" if spread is not None else ""))
+            lines.append(
+                f"{one.name}: {show_number(one.values[index])}"
+                + (f" ± {show_number(spread)}" if spread is not None else "")
+            )
         lines += [f"total: {show_number(totals[index])}"] if totals else []
-        parts.append(f'<g class="column"><path d="M{scale.x(step)} {TOP}V{HEIGHT - BOTTOM}"/>'
-                     f'<rect x="{scale.x(step) - scale.column / 2:.2f}" y="{TOP}" width="{scale.column:.2f}" '
-                     f'height="{HEIGHT - TOP - BOTTOM}"><title>{escape(chr(10).join(lines))}</title></rect></g>')
+        parts.append(
+            f'<g class="column"><path d="M{scale.x(step)} {TOP}V{HEIGHT - BOTTOM}"/>'
+            f'<rect x="{scale.x(step) - scale.column / 2:.2f}" y="{TOP}" width="{scale.column:.2f}" '
+            f'height="{HEIGHT - TOP - BOTTOM}"><title>{escape(chr(10).join(lines))}</title></rect></g>'
+        )
     return "".join(parts)
 
 
-def _figure(title: str, note: str, scale: Scale, series: Sequence[Series], drawing: str,
-            totals: Sequence[float] | None = None) -> str:
+def _figure(
+    title: str, note: str, scale: Scale, series: Sequence[Series], drawing: str, totals: Sequence[float] | None = None
+) -> str:
     latest = [next((v for v in reversed(one.values) if v is not None), None) for one in series]
     first = [next((v for v in one.values if v is not None), None) for one in series]
-    spoken = "; ".join(f"{one.name} from {show_number(a)} to {show_number(b)}"
-                       for one, a, b in zip(series, first, latest, strict=True))
+    spoken = "; ".join(
+        f"{one.name} from {show_number(a)} to {show_number(b)}" for one, a, b in zip(series, first, latest, strict=True)
+    )
     label = f"{title}, steps {scale.steps[0]} to {scale.steps[-1]}: {spoken}"
-    legend = "".join(f'<li><i class="c{index}"></i>{escape(one.name)} <b>{show_number(value)}</b></li>'
-                     for index, (one, value) in enumerate(zip(series, latest, strict=True)))
-    return (f'<figure><figcaption><h3>{escape(title)}</h3><p>{escape(note)}</p></figcaption><ul class="legend">{legend}'
-            f'</ul><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">'
-            f"{_axes(scale)}{drawing}{_columns(scale, series, totals)}</svg></figure>")
+    legend = "".join(
+        f'<li><i class="c{index}"></i>{escape(one.name)} <b>{show_number(value)}</b></li>'
+        for index, (one, value) in enumerate(zip(series, latest, strict=True))
+    )
+    return (
+        f'<figure><figcaption><h3>{escape(title)}</h3><p>{escape(note)}</p></figcaption><ul class="legend">{legend}'
+        f'</ul><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">'
+        f"{_axes(scale)}{drawing}{_columns(scale, series, totals)}</svg></figure>"
+    )

@@ -11,20 +11,32 @@ POINTS = 400  # more steps than this and each point is the mean of several: the 
 # Title, note, metrics in the order of their colours.
 Chart = tuple[str, str, Sequence[str]]
 
-REWARD: Chart = ("Reward", "Mean over the step's scored answers, band ± one standard deviation.",
-                 ("reward/mean", "reward/max"))
+REWARD: Chart = (
+    "Reward",
+    "Mean over the step's scored answers, band ± one standard deviation.",
+    ("reward/mean", "reward/max"),
+)
 LINES: Sequence[Chart] = (
     ("Mixing λ", "The policy gradient's share of the loss: smoothed (used) and raw.", ("lambda", "lambda/raw")),
-    ("Gates of λ", "Information: do the rewards of a group differ? Reward: is the best of a group good?",
-     ("gate/information", "gate/reward")),
+    (
+        "Gates of λ",
+        "Information: do the rewards of a group differ? Reward: is the best of a group good?",
+        ("gate/information", "gate/reward"),
+    ),
     ("Loss: total and supervised", "As they enter the sum, weights included.", ("loss/total", "loss/sft")),
-    ("Loss: policy gradient and KL", "As they enter the sum, weights included.",
-     ("loss/pg", "loss/kl_text", "loss/kl_speech")),
+    (
+        "Loss: policy gradient and KL",
+        "As they enter the sum, weights included.",
+        ("loss/pg", "loss/kl_text", "loss/kl_speech"),
+    ),
     ("KL to the reference", "Per sampled token.", ("kl/text", "kl/speech")),
     ("Entropy of the sampler", "Nats per sampled token.", ("entropy/text", "entropy/speech")),
     ("NLL of the targets", "Nats per token of the supervised answers.", ("nll/text", "nll/speech")),
-    ("Incomplete rollouts", "Answers a step without an end, and without any text token.",
-     ("rollout/truncated", "rollout/no_text")),
+    (
+        "Incomplete rollouts",
+        "Answers a step without an end, and without any text token.",
+        ("rollout/truncated", "rollout/no_text"),
+    ),
     ("Sampler mismatch", "Distance between the sampler's log-probs and the trainer's.", ("sampler/mismatch",)),
     ("Clipped tokens", "Share of tokens on which the ratio was clipped.", ("pg/clip_fraction",)),
     ("Tokens of the policy gradient", "Sampled tokens a step that the policy gradient touches.", ("pg/tokens",)),
@@ -32,10 +44,16 @@ LINES: Sequence[Chart] = (
     ("Learning rate", "", ("lr",)),
     ("Throughput", "Sampled tokens a second.", ("rollout/tokens_per_s",)),
 )
-OUTCOMES: Chart = ("Outcomes", "Answers a step: scored, invalid (the answer's fault), unavailable (the judge's fault).",
-                   ("outcomes/scored", "outcomes/invalid", "outcomes/unavailable"))
-SECONDS: Chart = ("Seconds by stage", "Wall-clock seconds a step.",
-                  ("seconds/rollout", "seconds/decode", "seconds/reward", "seconds/update", "seconds/checkpoint"))
+OUTCOMES: Chart = (
+    "Outcomes",
+    "Answers a step: scored, invalid (the answer's fault), unavailable (the judge's fault).",
+    ("outcomes/scored", "outcomes/invalid", "outcomes/unavailable"),
+)
+SECONDS: Chart = (
+    "Seconds by stage",
+    "Wall-clock seconds a step.",
+    ("seconds/rollout", "seconds/decode", "seconds/reward", "seconds/update", "seconds/checkpoint"),
+)
 
 
 def curves(metrics: Metrics) -> list[str]:
@@ -98,8 +116,10 @@ def _with_rest(metrics: Metrics) -> tuple[Metrics, Chart]:
     if not metrics.has("seconds/total"):
         return metrics, (title, note, stages)
     parts = [metrics.columns[name] for name in stages if metrics.has(name)]
-    rest = [None if total is None else max(0.0, total - sum(part[i] or 0 for part in parts))
-            for i, total in enumerate(metrics.columns["seconds/total"])]
+    rest = [
+        None if total is None else max(0.0, total - sum(part[i] or 0 for part in parts))
+        for i, total in enumerate(metrics.columns["seconds/total"])
+    ]
     columns = metrics.columns | {"seconds/rest": rest}
     return Metrics(metrics.steps, columns, metrics.not_finite), (title, note, [*stages, "seconds/rest"])
 

@@ -44,11 +44,13 @@ def page(run: Run) -> str:
     ]
     links = "".join(f'<a href="#{key}">{title}</a>' for key, title, _ in sections)
     body = "".join(f'<section id="{key}"><h2>{title}</h2>{content}</section>' for key, title, content in sections)
-    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{name} – elocute</title>'
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<style>{CSS}</style></head><body><header><small>elocute run</small><h1>{name}</h1>{_facts(run)}"
-            f"{_notices(run)}<nav>{links}</nav></header><main>{body}</main></body></html>\n")
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{name} – elocute</title>'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{CSS}</style></head><body><header><small>elocute run</small><h1>{name}</h1>{_facts(run)}"
+        f"{_notices(run)}<nav>{links}</nav></header><main>{body}</main></body></html>\n"
+    )
 
 
 def _facts(run: Run) -> str:
@@ -62,8 +64,11 @@ def _facts(run: Run) -> str:
         "seed": recipe.get("seed"),
         "training time": _duration(sum(value or 0 for value in metrics.columns.get("seconds/total", ()))),
     }
-    rows = "".join(f"<dt>{name}</dt><dd>{_code(value) if name == 'command' else escape(str(value))}</dd>"
-                   for name, value in facts.items() if value not in (None, ""))
+    rows = "".join(
+        f"<dt>{name}</dt><dd>{_code(value) if name == 'command' else escape(str(value))}</dd>"
+        for name, value in facts.items()
+        if value not in (None, "")
+    )
     return f"<dl>{rows}</dl>"
 
 
@@ -87,11 +92,15 @@ def _notices(run: Run) -> str:
         notices.append(f"This run has no result yet: {there}, the one after training is missing.")
     for name, step in run.metrics.not_finite.items():
         notices.append(f"{name} was not a finite number, first at step {step}; the curves leave such values out.")
-    counts = {kind: sum(value or 0 for value in run.metrics.columns.get(f"outcomes/{kind}", ()))
-              for kind in ("scored", "invalid", "unavailable")}
+    counts = {
+        kind: sum(value or 0 for value in run.metrics.columns.get(f"outcomes/{kind}", ()))
+        for kind in ("scored", "invalid", "unavailable")
+    }
     if counts["unavailable"]:
-        notices.append(f"{counts['unavailable']:.0f} of {sum(counts.values()):.0f} rollouts could not be judged "
-                       "(the judge's fault); they took no part in the training.")
+        notices.append(
+            f"{counts['unavailable']:.0f} of {sum(counts.values()):.0f} rollouts could not be judged "
+            "(the judge's fault); they took no part in the training."
+        )
     return "".join(f'<p class="notice">{escape(text)}</p>' for text in notices)
 
 
@@ -100,20 +109,25 @@ def _results(run: Run) -> str:
     if not changes:
         return "<p>Not evaluated.</p>"
     rows = "".join(_result_row(change) for change in changes)
-    return ('<div class="wide"><table><thead><tr><th></th><th>before</th><th>after</th><th>points</th><th>n</th>'
-            f"</tr></thead><tbody>{rows}</tbody></table></div>"
-            '<p class="muted">Small: 95 % intervals. The one of the difference takes both sides as independent, which '
-            "is cautious for the same questions; the change is clear when it leaves out 0.</p>"
-            f"{_parts(run)}")
+    return (
+        '<div class="wide"><table><thead><tr><th></th><th>before</th><th>after</th><th>points</th><th>n</th>'
+        f"</tr></thead><tbody>{rows}</tbody></table></div>"
+        '<p class="muted">Small: 95 % intervals. The one of the difference takes both sides as independent, which '
+        "is cautious for the same questions; the change is clear when it leaves out 0.</p>"
+        f"{_parts(run)}"
+    )
 
 
 def _result_row(change: Change) -> str:
     points, interval = show_points(change.delta)
-    sides = "".join(f"<td>{show_share(side)}<small>{show_interval(side)}</small></td>"
-                    for side in (change.before, change.after))
-    return (f"<tr><th>{escape(change.label)}</th>{sides}<td>{points}<small>{interval}</small>"
-            f'<span class="{change.verdict.replace(" ", "-")}">{change.verdict}</span></td>'
-            f"<td>{(change.after or change.before).n}</td></tr>")
+    sides = "".join(
+        f"<td>{show_share(side)}<small>{show_interval(side)}</small></td>" for side in (change.before, change.after)
+    )
+    return (
+        f"<tr><th>{escape(change.label)}</th>{sides}<td>{points}<small>{interval}</small>"
+        f'<span class="{change.verdict.replace(" ", "-")}">{change.verdict}</span></td>'
+        f"<td>{(change.after or change.before).n}</td></tr>"
+    )
 
 
 def _parts(run: Run) -> str:
@@ -127,20 +141,28 @@ def _parts(run: Run) -> str:
             tables.append(f'<tr><th colspan="5">{escape(key[3:])}: {escape(part)}</th></tr>{cells}')
     if not tables:
         return ""
-    return ("<details><summary>By part of the questions</summary>"
-            f'<div class="wide"><table><tbody>{"".join(tables)}</tbody></table></div></details>')
+    return (
+        "<details><summary>By part of the questions</summary>"
+        f'<div class="wide"><table><tbody>{"".join(tables)}</tbody></table></div></details>'
+    )
 
 
 def _setup(run: Run) -> str:
-    evaluation = {key: value for key, value in run.evaluation.items()
-                  if key not in ("before", "after") and not key.startswith("by_")}
+    evaluation = {
+        key: value
+        for key, value in run.evaluation.items()
+        if key not in ("before", "after") and not key.startswith("by_")
+    }
     blocks = {
         "Resolved recipe (recipe.yaml)": run.recipe_text,
         "Environment (environment.json)": _pretty(run.environment),
         "How it was evaluated (eval.json)": _pretty(evaluation),
     }
-    return "".join(f"<details><summary>{title}</summary><pre>{escape(text)}</pre></details>"
-                   for title, text in blocks.items() if text)
+    return "".join(
+        f"<details><summary>{title}</summary><pre>{escape(text)}</pre></details>"
+        for title, text in blocks.items()
+        if text
+    )
 
 
 def _pretty(value: dict[str, Any]) -> str:

@@ -157,6 +157,9 @@ def _answers(path: Path) -> list[dict[str, Any]]:
 
 def _rollouts(folder: Path) -> dict[int, list[dict[str, Any]]]:
     """The rows of every `step-N.jsonl`, in order of N."""
-    found = {int(match[1]): path for path in folder.glob("step-*.jsonl")
-             if (match := re.fullmatch(r"step-(\d+)\.jsonl", path.name))}
+    found = {
+        int(match[1]): path
+        for path in folder.glob("step-*.jsonl")
+        if (match := re.fullmatch(r"step-(\d+)\.jsonl", path.name))
+    }
     return {step: _samples(found[step]) for step in sorted(found)}

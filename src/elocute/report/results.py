@@ -112,8 +112,11 @@ def _estimate(entry: Any, where: str) -> Estimate:
     fields = entry if isinstance(entry, dict) else {}
     value, n, ci95 = fields.get("value"), fields.get("n"), fields.get("ci95")
     bounds = [None, None] if ci95 is None else ci95
-    if type(n) is not int or not isinstance(bounds, list) or len(bounds) != 2 or not all(
-        x is None or type(x) in (int, float) for x in (value, *bounds)
+    if (
+        type(n) is not int
+        or not isinstance(bounds, list)
+        or len(bounds) != 2
+        or not all(x is None or type(x) in (int, float) for x in (value, *bounds))
     ):
         raise InputError(f'{where}: expected {{"value", "n", "ci95": [low, high]}}, got {entry!r}')
     return Estimate(value, n, None if ci95 is None else (bounds[0], bounds[1]))

@@ -71,9 +71,7 @@ def build_mixer(specs: Sequence[RewardSpec], mix: Mix) -> "RewardMixer":
     parts = [
         Weighted(build_reward(s), s.weight, s.gate and Gate(s.gate.reward, s.gate.at_least)) for s in specs
     ]  # fmt: skip
-    return RewardMixer(
-        parts, scale=mix.scale, invalid_penalty=mix.invalid_penalty, max_unavailable=mix.max_unavailable
-    )
+    return RewardMixer(parts, scale=mix.scale, invalid_penalty=mix.invalid_penalty, max_unavailable=mix.max_unavailable)
 
 
 class RewardMixer:
@@ -110,9 +108,7 @@ class RewardMixer:
         outcomes = {name: self._judge(part.reward, answers) for name, part in self.parts.items()}
         for name in self._deciding:
             self._check_alive(name, outcomes[name])
-        counting = {
-            name: [self._counted(name, outcomes, i) for i in range(len(answers))] for name in self._deciding
-        }
+        counting = {name: [self._counted(name, outcomes, i) for i in range(len(answers))] for name in self._deciding}
         faults = [_worst([counting[name][i] for name in self._deciding]) for i in range(len(answers))]
         totals = np.zeros(len(answers))
         proper = [i for i, fault in enumerate(faults) if fault is None]

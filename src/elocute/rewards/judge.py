@@ -21,7 +21,8 @@ from elocute.rewards.rule import where
 
 _VERDICT = re.compile(
     r"<justification>((?:(?!<justification>).)*?)</justification>\s*"
-    r"<score>\s*([0-9]+(?:\.[0-9]+)?)\s*</score>", re.DOTALL
+    r"<score>\s*([0-9]+(?:\.[0-9]+)?)\s*</score>",
+    re.DOTALL,
 )
 
 

@@ -79,7 +79,6 @@ class Decoder(nn.Module):
         harmonic, noise = (torch.clamp(base + part, max=_LOUDEST) for part in (out[..., :N_MELS], out[..., N_MELS:-1]))
         return harmonic, noise, torch.tanh(out[..., -1])
 
-
     def without_buzz(self, spectral, harmonic, noise):
         """Gives the pulses' power to the noise where the spectral unit stands for an unvoiced patch.
 

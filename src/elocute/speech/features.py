@@ -40,9 +40,7 @@ def measure(waveform: np.ndarray) -> Measured:
     envelope = np.maximum(log_mel(waveform) - level[:, None], _FLOOR_DB)
     cepstra = envelope @ cosines()
     voicing = np.where(f0 > 0, VOICING_WEIGHT, 0.0)
-    patches = np.concatenate(
-        [cepstra.reshape(-1, PATCH_FRAMES * CEPSTRA), voicing.reshape(-1, PATCH_FRAMES)], axis=1
-    )
+    patches = np.concatenate([cepstra.reshape(-1, PATCH_FRAMES * CEPSTRA), voicing.reshape(-1, PATCH_FRAMES)], axis=1)
     return Measured(patches.astype(np.float32), energy, f0)
 
 

@@ -33,9 +33,7 @@ class Policy(torch.nn.Module):
     def hidden(self, batch: Batch) -> torch.Tensor:
         """Hidden states that predict the selected tokens, [N, D]."""
         positions = (batch.mask.cumsum(1) - 1).clamp(min=0)
-        out = self.lm.trunk()(
-            input_ids=batch.ids, attention_mask=batch.mask, position_ids=positions, use_cache=False
-        )
+        out = self.lm.trunk()(input_ids=batch.ids, attention_mask=batch.mask, position_ids=positions, use_cache=False)
         return out.last_hidden_state[batch.rows, batch.columns]
 
     def forward(self, batch: Batch, temperature: float = 1.0, reference=None):

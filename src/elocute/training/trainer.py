@@ -137,10 +137,14 @@ class Trainer:
     def _learn(self, experience: Experience | None, examples: list[Example]) -> dict:
         """One or more optimiser steps on this experience; returns what to log."""
         mine = my_prompts(self.accelerator, len(examples))
-        targets = Rows.of(
-            [self.lm.encode_prompt(example, self.audio) for example in examples[mine]],
-            [self.targets[example.id] for example in examples[mine]],
-        ) if self.targets else None
+        targets = (
+            Rows.of(
+                [self.lm.encode_prompt(example, self.audio) for example in examples[mine]],
+                [self.targets[example.id] for example in examples[mine]],
+            )
+            if self.targets
+            else None
+        )
         rollouts, raw = None, None
         if experience is not None:
             rollouts = self._rollout_rows(experience)
@@ -176,9 +180,7 @@ class Trainer:
         )
         rows = Rows.of([r.prompt for r in experience.rollouts], [r.tokens for r in experience.rollouts])
         rows.advantage = advantages[experience.mine].reshape(-1).float()
-        rows.sampler_logp = torch.nn.utils.rnn.pad_sequence(
-            [r.logprob for r in experience.rollouts], batch_first=True
-        )
+        rows.sampler_logp = torch.nn.utils.rnn.pad_sequence([r.logprob for r in experience.rollouts], batch_first=True)
         return rows
 
     def _raw_lambda(self, experience: Experience):
