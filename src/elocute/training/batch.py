@@ -1,4 +1,4 @@
-"""Rows of prompt + answer as padded batches, and where in them the answer's tokens are predicted."""
+"""Prompts and answers as padded batches, and which of the answers' tokens are scored."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,13 +10,17 @@ from elocute.models.layout import Tokens
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded rows. Position t predicts token t+1; `rows`, `columns` say where each selected token is predicted.
+    """Answers to prompts; answers of one group name the same prompt, which is then run once.
 
-    ids, mask: int64 [B, T]; rows, columns, targets: int64 [N], row by row, left to right.
+    prompt_ids, prompt_mask: int64 [P, S], left-padded. answer_ids, answer_mask: int64 [B, T], right-padded; owner int64
+    [B] is each answer's prompt. rows, columns, targets: int64 [N], the selected answer tokens, row by row.
     """
 
-    ids: torch.Tensor
-    mask: torch.Tensor
+    prompt_ids: torch.Tensor
+    prompt_mask: torch.Tensor
+    owner: torch.Tensor
+    answer_ids: torch.Tensor
+    answer_mask: torch.Tensor
     rows: torch.Tensor
     columns: torch.Tensor
     targets: torch.Tensor
@@ -36,18 +40,22 @@ def pad_tokens(answers: Sequence[Tokens]) -> Tokens:
 
 
 def make_batch(prompts: Sequence[torch.Tensor], answers: Sequence[Tokens], selected: torch.Tensor, device) -> Batch:
-    """Join prompts [P] and answers [T]; selected bool [B, ≥T] marks the answer tokens whose log-prob is wanted."""
-    length = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
-    ids = torch.zeros(len(prompts), length, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    rows, columns, targets = [], [], []
-    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        end = len(prompt) + len(answer)
-        ids[row, :end] = torch.cat([prompt, answer.ids])
-        mask[row, :end] = 1
-        where = selected[row, : len(answer)].nonzero()[:, 0]
-        rows.append(torch.full_like(where, row))
-        columns.append(len(prompt) - 1 + where)
-        targets.append(answer.ids[where])
-    parts = (ids, mask, torch.cat(rows), torch.cat(columns), torch.cat(targets))
+    """Join prompts [B] and answers [B]; selected bool [B, ≥T] marks the answer tokens whose log-prob is wanted."""
+    places: dict[int, int] = {}
+    owner = [places.setdefault(id(prompt), len(places)) for prompt in prompts]
+    unique = list({id(prompt): prompt for prompt in prompts}.values())
+    pad = torch.nn.utils.rnn.pad_sequence
+    answer_ids = pad([answer.ids for answer in answers], True)
+    answer_mask = pad([torch.ones_like(answer.ids) for answer in answers], True)
+    rows, columns = (selected[:, : answer_ids.shape[1]] & answer_mask.bool()).nonzero(as_tuple=True)
+    parts = (
+        pad(unique, True, padding_side="left"),
+        pad([torch.ones_like(prompt) for prompt in unique], True, padding_side="left"),
+        torch.tensor(owner),
+        answer_ids,
+        answer_mask,
+        rows,
+        columns,
+        answer_ids[rows, columns],
+    )
     return Batch(*(part.to(device) for part in parts))

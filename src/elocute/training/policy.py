@@ -19,8 +19,10 @@ class Policy(torch.nn.Module):
     Dropout is off, always: the policy that scores must be the policy that sampled.
     """
 
-    def __init__(self, lm: InterleavedLM):
+    def __init__(self, lm: InterleavedLM, *, share_prompts: bool = True):
+        """share_prompts: run the prompt of a group once. Gradient checkpointing keeps no keys and values: off there."""
         super().__init__()
+        self.share_prompts = share_prompts
         self.network = lm.model
         self.lm = lm
         for module in self.network.modules():
@@ -31,10 +33,38 @@ class Policy(torch.nn.Module):
                 setattr(lm.core().config, key, 0.0)
 
     def hidden(self, batch: Batch) -> torch.Tensor:
-        """Hidden states that predict the selected tokens, [N, D]."""
-        positions = (batch.mask.cumsum(1) - 1).clamp(min=0)
-        out = self.lm.trunk()(input_ids=batch.ids, attention_mask=batch.mask, position_ids=positions, use_cache=False)
-        return out.last_hidden_state[batch.rows, batch.columns]
+        """Hidden states that predict the selected tokens, [N, D]. Gradients flow through the prompts too."""
+        states = (self._shared if self.share_prompts else self._joined)(batch)
+        return states[batch.rows, batch.columns]
+
+    def _shared(self, batch: Batch) -> torch.Tensor:
+        """States [B, T, D] before each answer token; every prompt is run once and its keys and values shared."""
+        trunk = self.lm.trunk()
+        positions = _positions(batch.prompt_mask)
+        out = trunk(
+            input_ids=batch.prompt_ids, attention_mask=batch.prompt_mask, position_ids=positions, use_cache=True
+        )
+        first = out.last_hidden_state[batch.owner, -1:]
+        if batch.answer_ids.shape[1] == 1:
+            return first
+        cache = out.past_key_values
+        cache.batch_select_indices(batch.owner)
+        mask = torch.cat([batch.prompt_mask[batch.owner], batch.answer_mask[:, :-1]], 1)
+        rest = trunk(
+            input_ids=batch.answer_ids[:, :-1],
+            attention_mask=mask,
+            position_ids=_positions(mask)[:, batch.prompt_mask.shape[1] :],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return torch.cat([first, rest.last_hidden_state], 1)
+
+    def _joined(self, batch: Batch) -> torch.Tensor:
+        """The same in one pass, each answer behind its own copy of the prompt."""
+        ids = torch.cat([batch.prompt_ids[batch.owner], batch.answer_ids], 1)
+        mask = torch.cat([batch.prompt_mask[batch.owner], batch.answer_mask], 1)
+        out = self.lm.trunk()(input_ids=ids, attention_mask=mask, position_ids=_positions(mask), use_cache=False)
+        return out.last_hidden_state[:, batch.prompt_mask.shape[1] - 1 : -1]
 
     def forward(self, batch: Batch, temperature: float = 1.0, reference=None):
         """Log-probs of the selected tokens [N]; with `reference` = (hidden, weight) also KL(policy ‖ reference) [N]."""
@@ -43,6 +73,10 @@ class Policy(torch.nn.Module):
         if reference is None:
             return logp, None
         return logp, exact_kl(hidden, head.weight, *reference, temperature=temperature)
+
+
+def _positions(mask: torch.Tensor) -> torch.Tensor:
+    return (mask.cumsum(1) - 1).clamp(min=0)
 
 
 class Reference:
@@ -106,7 +140,7 @@ def load_policy(recipe: Recipe) -> Policy:
     if recipe.gradient_checkpointing:
         lm.core().gradient_checkpointing_enable({"use_reentrant": False})
         lm.core().enable_input_require_grads()
-    return Policy(lm)
+    return Policy(lm, share_prompts=not recipe.gradient_checkpointing)
 
 
 @torch.no_grad()

@@ -1,0 +1,48 @@
+"""Prompts shared by a group are run once: same states, same gradients as every answer behind its own prompt."""
+
+import pytest
+import torch
+
+from elocute.models.layout import Tokens
+from elocute.training.batch import make_batch
+from elocute.training.policy import Policy
+
+
+def answer(ids: torch.Tensor) -> Tokens:
+    return Tokens(ids, torch.ones_like(ids, dtype=torch.bool), torch.ones_like(ids, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("lengths", [[[1, 1], [1]], [[5, 3, 9], [7]], [[4], [2], [8]]])
+def test_shared_prompts_give_the_states_and_gradients_of_joined_rows(tiny_lm, lengths):
+    torch.manual_seed(3)
+    prompts, answers = [], []
+    for index, group in enumerate(lengths):
+        prompt = torch.randint(0, 900, (6 + 5 * index,))
+        for length in group:
+            prompts.append(prompt)
+            answers.append(answer(torch.randint(0, 900, (length,))))
+    selected = torch.rand(len(answers), 9) < 0.7
+    selected[:, 0] = True
+    policy = Policy(tiny_lm)
+    batch = make_batch(prompts, answers, selected, "cpu")
+    assert len(batch.prompt_ids) == len(lengths)
+    results = []
+    for states_of in (policy._shared, policy._joined):
+        states = states_of(batch)[batch.rows, batch.columns]
+        policy.zero_grad()
+        (states * torch.linspace(-1, 1, states.numel()).view_as(states)).sum().backward()
+        results.append((states.detach(), [p.grad.clone() for p in policy.parameters() if p.grad is not None]))
+    policy.zero_grad()
+    torch.testing.assert_close(results[0][0], results[1][0], atol=1e-5, rtol=1e-5)
+    assert len(results[0][1]) == len(results[1][1]) > 10
+    for one, two in zip(results[0][1], results[1][1], strict=True):
+        torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-4)
+
+
+def test_targets_are_the_selected_tokens_in_order(tiny_lm):
+    prompts = [torch.tensor([1, 2]), torch.tensor([3])]
+    answers = [answer(torch.tensor([10, 11, 12])), answer(torch.tensor([20]))]
+    selected = torch.tensor([[True, False, True, True], [True, True, True, True]])
+    batch = make_batch(prompts, answers, selected, "cpu")
+    assert batch.targets.tolist() == [10, 12, 20]
+    assert batch.rows.tolist() == [0, 0, 1] and batch.columns.tolist() == [0, 2, 0]
