@@ -69,7 +69,7 @@ class Trainer:
         self.update = Update(recipe, self.policy, reference, self.accelerator)
         # 3. λ and where we are
         self.mixing = _make_mixing(recipe, self.mixer)
-        self.step, self.stopping, self.saving_seconds = 0, False, 0.0
+        self.step, self.interrupted, self.stopping, self.saving_seconds = 0, False, False, 0.0
         self.accelerator.wait_for_everyone()  # all have checked the folder before one writes into it
         if self.accelerator.is_main_process:
             self.folder.create(recipe)
@@ -129,6 +129,7 @@ class Trainer:
         if experience is not None and self.accelerator.is_main_process:
             if self.step == 1 or self.step % self.recipe.samples_every == 0:
                 write_step_samples(self.folder.samples, self.step, experience, self.recipe.rollout.group_size)
+        self.stopping = self._any_process(self.interrupted)  # all stop after the same step, or none would answer
         if self.stopping or self.step == self.recipe.steps or self.step % self.recipe.checkpoint.every == 0:
             self._save()
         self.saving_seconds = time.perf_counter() - saving
@@ -136,18 +137,10 @@ class Trainer:
 
     def _learn(self, experience: Experience | None, examples: list[Example]) -> dict:
         """One or more optimiser steps on this experience; returns what to log."""
-        mine = my_prompts(self.accelerator, len(examples))
-        targets = (
-            Rows.of(
-                [self.lm.encode_prompt(example, self.audio) for example in examples[mine]],
-                [self.targets[example.id] for example in examples[mine]],
-            )
-            if self.targets
-            else None
-        )
+        targets = self.target_rows(examples) if self.targets else None
         rollouts, raw = None, None
         if experience is not None:
-            rollouts = self._rollout_rows(experience)
+            rollouts = self.rollout_rows(experience)
             raw = self._raw_lambda(experience)
             if self.recipe.optim.updates_per_rollout > 1:
                 self.update.score_before(rollouts)
@@ -173,7 +166,16 @@ class Trainer:
             }
         return metrics
 
-    def _rollout_rows(self, experience: Experience) -> Rows:
+    def target_rows(self, examples: list[Example]) -> Rows:
+        """This rank's share of the step's examples with their supervised targets."""
+        mine = my_prompts(self.accelerator, len(examples))
+        return Rows.of(
+            [self.lm.encode_prompt(example, self.audio) for example in examples[mine]],
+            [self.targets[example.id] for example in examples[mine]],
+        )
+
+    def rollout_rows(self, experience: Experience) -> Rows:
+        """This rank's rollouts with their advantages."""
         spec = self.recipe.objective.policy_gradient
         advantages = group_advantages(
             experience.rewards, experience.available, baseline=spec.baseline, scale=spec.scale
@@ -231,9 +233,12 @@ class Trainer:
             self.folder.cut_metrics(self.step)
 
     def _on_interrupt(self, signum, frame) -> None:
-        if self.stopping:
+        if self.interrupted:
             raise KeyboardInterrupt
-        self.stopping = True
+        self.interrupted = True
+
+    def _any_process(self, flag: bool) -> bool:
+        return bool(self.accelerator.reduce(torch.tensor(int(flag), device=self.accelerator.device), "sum"))
 
     def _log(self, metrics: dict, experience: Experience | None, seconds: dict) -> dict:
         values = {"step": self.step} | metrics
