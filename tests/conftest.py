@@ -1,5 +1,6 @@
 """Shared parts: a tiny speech LM with random weights over the shipped codec, built like the starter."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,31 @@ def tiny_lm() -> InterleavedLM:
     )
     layout = make_layout(Path("tiny"), SETTINGS, tokenizer, codec)
     return InterleavedLM(LlamaForCausalLM(config).eval(), tokenizer, layout, codec, SETTINGS)
+
+
+@pytest.fixture(scope="session")
+def speaking_lm(tiny_lm) -> InterleavedLM:
+    """A tiny LM whose random answers are mostly proper ones: some words, then whole blocks of units.
+
+    Its embeddings say what may follow a token (words; prosody; the four spectral units of a block in their order), its
+    head reads that, and small random layers between them add the noise that training can move.
+    """
+    torch.manual_seed(1)
+    codec, tokenizer, settings = tiny_lm.codec, tiny_lm.tokenizer, SETTINGS | {"ratio": "text-first"}
+    layout = make_layout(Path("speaking"), settings, tokenizer, codec)
+    lm = InterleavedLM(LlamaForCausalLM(tiny_lm.model.config).eval(), tokenizer, layout, codec, settings)
+    words = [tokenizer.encode(f" {word}")[0] for word in ("one", "two", "three", "four", "five", "six")]
+    spectral = [[layout.first_unit + unit for unit in range(place, codec.shape.codebook, 4)] for place in range(4)]
+    prosody = [layout.first_unit + unit for unit in range(codec.shape.codebook, codec.n_units)]
+    follows = [([*words, layout.text_end], []), (prosody, [layout.speech_begin]), (spectral[0], prosody)]
+    follows += [(spectral[place + 1], spectral[place]) for place in range(3)]
+    follows += [([*prosody, layout.answer_end], spectral[3])]
+    with torch.no_grad():
+        embedding, head = lm.model.get_input_embeddings().weight, lm.head().weight
+        embedding[:, 0] += 4  # words follow whatever is not named below
+        for state, (allowed, after) in enumerate(follows):
+            embedding[after, 0] -= 4
+            embedding[after, state] += 4
+            head[allowed, state] += 2
+        head[layout.answer_end, 6] += math.log(len(prosody)) / 5.6  # about every second block is the last
+    return lm

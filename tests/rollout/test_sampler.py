@@ -42,6 +42,20 @@ def test_defect_09_an_answer_does_not_depend_on_its_batch(tiny_lm):
         assert torch.allclose(a.logprob, b.logprob, atol=1e-5)
 
 
+def test_defect_01_a_prompt_is_run_once_for_its_group_and_every_token_once(speaking_lm):
+    fed = []
+    hook = speaking_lm.trunk().register_forward_pre_hook(
+        lambda _module, _args, given: fed.append(tuple(given["input_ids"].shape)), with_kwargs=True
+    )
+    rollouts = flat(sample_groups(speaking_lm, PROMPTS, SEEDS, Sampling(30)))
+    hook.remove()
+    lengths = [len(rollout.tokens) for rollout in rollouts]
+    assert len(set(lengths)) > 2
+    assert fed[0] == (len(PROMPTS), max(map(len, PROMPTS)))  # not one row an answer
+    assert all(width == 1 for _rows, width in fed[1:])  # not the answer so far
+    assert [rows for rows, _width in fed[1:]] == [sum(n > t + 1 for n in lengths) for t in range(max(lengths) - 1)]
+
+
 def test_defect_12_truncation_is_flagged(tiny_lm):
     rollout = sample_groups(tiny_lm, PROMPTS[:1], [[7]], Sampling(1))[0][0]
     assert rollout.truncated or rollout.broken

@@ -93,7 +93,8 @@ def _parse(raw: bytes) -> dict[str, Any]:
         raise ValueError(f"{name} is no JSON number")
 
     try:
-        fields = json.loads(raw.decode(), parse_constant=no_constant)
+        # Without its newline: JSON that ends too early is wrong at its end, not at column 1 of a next line.
+        fields = json.loads(raw.rstrip(b"\r\n").decode(), parse_constant=no_constant)
     except json.JSONDecodeError as error:
         raise _BadRow(f"row: expected JSON: {error.msg} at column {error.colno}") from None
     except UnicodeDecodeError as error:

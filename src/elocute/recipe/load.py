@@ -1,6 +1,7 @@
 """Reading a recipe: YAML, `key=value` overrides, one line for each thing that is wrong."""
 
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import yaml
@@ -21,6 +22,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     except ValidationError as error:
         raise InputError("\n".join(_lines(path, error))) from error
     _check_files(path, recipe)
+    _check_trackers(path, recipe)
     return recipe
 
 
@@ -93,3 +95,11 @@ def _check_files(path: Path, recipe: Recipe) -> None:
     ]:
         if file is not None and not (file.is_dir() if kind == "folder" else file.is_file()):
             raise InputError(f"{path}: {key}: no such {kind}: {file}")
+
+
+def _check_trackers(path: Path, recipe: Recipe) -> None:
+    for name in recipe.trackers:
+        try:  # accelerate would leave a tracker out that is not installed, and say nothing
+            version(name)
+        except PackageNotFoundError:
+            raise InputError(f"{path}: trackers: {name} is not installed; pip install 'elocute[trackers]'") from None

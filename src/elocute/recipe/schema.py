@@ -1,5 +1,6 @@
 """The recipe's schema. Unknown keys, bad types and wrong ranges are errors; every field says what it means."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -158,6 +159,8 @@ class Recipe(Section):
     reward_mix: RewardMix = RewardMix()
     objective: Objective = Objective()
     lora: Lora | None = None
+    freeze: list[re.Pattern[str]] = []
+    """Regular expressions: parameters whose name one of them finds are not trained, for example `embed_tokens`."""
     optim: Optim
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()
@@ -172,6 +175,8 @@ class Recipe(Section):
             raise ValueError("rewards: expected at least one, the objective samples answers and must score them")
         if isinstance(self.objective.mixing, Adaptive) and self.reward_mix.scale == "group":
             raise ValueError("objective.mixing: adaptive needs a reward scale with a range; use reward_mix.scale=raw")
+        if self.lora and self.freeze:
+            raise ValueError("freeze: lora trains its adapters only; choose lora.targets instead")
         if self.optim.updates_per_rollout > 1 and self.objective.policy_gradient.clip is None:
             raise ValueError("objective.policy_gradient.clip: expected with optim.updates_per_rollout above 1")
         return self

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from elocute.data.cache import EncodedAudio
 from elocute.data.types import Answer, Example
-from elocute.errors import RunError
+from elocute.errors import InputError
 from elocute.models import InterleavedLM
 from elocute.recipe.schema import Recipe
 from elocute.rewards.combine import Judged, RewardMixer
@@ -37,7 +37,8 @@ def my_prompts(accelerator: Accelerator, count: int) -> slice:
     """The prompts of a step that this rank works on: equal, contiguous shares."""
     share, rest = divmod(count, accelerator.num_processes)
     if rest:
-        raise RunError(f"rollout.prompts_per_step={count} must be a multiple of {accelerator.num_processes} processes")
+        processes = accelerator.num_processes
+        raise InputError(f"rollout.prompts_per_step: expected a multiple of {processes}, the processes, got {count}")
     return slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
 
 

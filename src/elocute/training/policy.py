@@ -1,6 +1,8 @@
 """The network that is trained, and its reference: teacher-forced log-probs of selected tokens."""
 
 import contextlib
+import re
+from collections.abc import Sequence
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -28,9 +30,9 @@ class Policy(torch.nn.Module):
         for module in self.network.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
-        for key in ("attention_dropout", "attn_pdrop", "hidden_dropout", "resid_pdrop", "embd_pdrop"):
-            if hasattr(lm.core().config, key):
-                setattr(lm.core().config, key, 0.0)
+            for name, value in vars(module).items():  # attention_dropout, layerdrop … as plain numbers
+                if "drop" in name and isinstance(value, float):
+                    setattr(module, name, 0.0)
 
     def hidden(self, batch: Batch) -> torch.Tensor:
         """Hidden states that predict the selected tokens, [N, D]. Gradients flow through the prompts too."""
@@ -125,9 +127,11 @@ def kl_per_token(recipe: Recipe, policy, batch: Batch, reference: Reference | No
 
 
 def load_policy(recipe: Recipe) -> Policy:
-    """Load the recipe's model, add LoRA if it says so, check that its head is a plain linear layer."""
+    """Load the recipe's model, add LoRA or freeze what it says, check that its head is a plain linear layer."""
     lm = load_model(recipe.model, dtype=getattr(torch, recipe.dtype))
     check_head(lm, recipe.model)
+    if recipe.objective.uses_reference and recipe.objective.kl.estimator == "exact" and lm.head().bias is not None:
+        raise InputError(f"{recipe.model}: objective.kl.estimator: the model's head has a bias; expected k3")
     if recipe.lora:
         config = LoraConfig(
             r=recipe.lora.rank, lora_alpha=recipe.lora.alpha, target_modules=recipe.lora.targets, lora_dropout=0.0
@@ -137,17 +141,44 @@ def load_policy(recipe: Recipe) -> Policy:
             lm.model = get_peft_model(lm.model, config)
         except ValueError as error:
             raise InputError(f"lora.targets: {error}") from error
+        if not isinstance(lm.head(), torch.nn.Linear):
+            raise InputError("lora.targets: the vocabulary head cannot carry an adapter: its weight is what scores")
+    freeze(lm.model, recipe.freeze)
     if recipe.gradient_checkpointing:
+        lm.model.train()  # transformers recomputes activations in train mode only
         lm.core().gradient_checkpointing_enable({"use_reentrant": False})
         lm.core().enable_input_require_grads()
     return Policy(lm, share_prompts=not recipe.gradient_checkpointing)
 
 
+def freeze(network: torch.nn.Module, patterns: Sequence[re.Pattern]) -> None:
+    """Exclude the parameters whose name a pattern finds. InputError for a pattern that finds none."""
+    for pattern in patterns:
+        found = [parameter for name, parameter in network.named_parameters() if pattern.search(name)]
+        if not found:
+            raise InputError(f"freeze: {pattern.pattern!r} is in no parameter's name")
+        for parameter in found:
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise InputError("freeze: no parameter is left to train")
+
+
 @torch.no_grad()
 def check_head(lm: InterleavedLM, folder) -> None:
-    """Log-probs are taken as head(hidden); a model that scales or caps its logits would be scored wrongly."""
+    """Log-probs are taken as head(hidden); a model that scales or caps its logits would be scored wrongly.
+
+    The head is made to say numbers far apart: they must come out as they are, and the trunk's output must go in.
+    """
     ids = torch.tensor([[lm.layout.text_end, lm.layout.answer_end]])
+    said: list[torch.Tensor] = []
+
+    def say(_module, inputs, output):
+        said[:] = inputs[0], torch.linspace(-100, 100, output.shape[-1]).to(output).expand_as(output)
+        return said[1]
+
+    hook = lm.head().register_forward_hook(say)
     logits = lm.core()(input_ids=ids).logits
-    ours = lm.head()(lm.trunk()(input_ids=ids).last_hidden_state)
-    if not torch.allclose(logits, ours.to(logits), atol=1e-2, rtol=1e-2):
+    hook.remove()
+    hidden = lm.trunk()(input_ids=ids).last_hidden_state
+    if not (torch.equal(logits.to(said[1]), said[1]) and torch.allclose(hidden, said[0], rtol=1e-2, atol=1e-4)):
         raise InputError(f"{folder}: model: its logits are not head(hidden) (scaled or soft-capped): not supported yet")

@@ -1,0 +1,75 @@
+"""What elocute needs is said, pinned, and enough to import all of it."""
+
+import ast
+import importlib
+import pkgutil
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+import elocute
+
+PROJECT = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+LOCKS = ("requirements.lock", "requirements-starter.lock")
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def pinned(file: str) -> dict[str, str]:
+    """Package → version. Every line is a comment, another lock or one exact pin."""
+    found = {}
+    for line in Path(file).read_text().splitlines():
+        if line.startswith("-r "):
+            found |= pinned(line.removeprefix("-r "))
+        elif line and not line.startswith("#"):
+            match = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.]+)", line)
+            assert match, f"{file}: {line!r} is not pinned"
+            found[canonical(match[1])] = match[2]
+    return found
+
+
+def imported_modules() -> set[str]:
+    """Top-level modules that any file of src/ imports, wherever in the file."""
+    found = set()
+    for file in Path(elocute.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                found.add(node.module.partition(".")[0])
+    return found - sys.stdlib_module_names - {"elocute"}
+
+
+@pytest.mark.parametrize(
+    ("lock", "extras"), [("requirements.lock", ["dev"]), ("requirements-starter.lock", ["dev", "starter"])]
+)
+def test_defect_14_everything_needed_is_pinned_within_its_range(lock, extras):
+    versions = pinned(lock)
+    wanted = PROJECT["dependencies"] + [line for extra in extras for line in PROJECT["optional-dependencies"][extra]]
+    for requirement in map(Requirement, wanted):
+        version = versions.get(canonical(requirement.name))
+        assert version, f"{lock}: {requirement.name} is not pinned"
+        assert requirement.specifier.contains(version), f"{lock}: {requirement.name}=={version}, not {requirement}"
+
+
+def test_defect_14_every_import_is_a_declared_dependency():
+    declared = {canonical(Requirement(line).name) for line in PROJECT["dependencies"]}
+    distributions = packages_distributions()
+    modules = imported_modules()
+    assert {"torch", "transformers", "yaml"} <= modules
+    for module in modules:
+        assert declared & {canonical(name) for name in distributions.get(module, [])}, f"{module} is not declared"
+
+
+def test_defect_14_every_module_imports():
+    names = [module.name for module in pkgutil.walk_packages(elocute.__path__, "elocute.")]
+    assert len(names) > 50
+    for name in names:
+        importlib.import_module(name)

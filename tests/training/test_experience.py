@@ -1,0 +1,102 @@
+"""A step's experience: truncated answers are penalised, each file is encoded once, only targets are learned."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from elocute.data.cache import EncodedAudio
+from elocute.data.rows import read_rows
+from elocute.recipe import Recipe, load_recipe
+from elocute.rewards.outcome import Invalid, Scored
+from elocute.speech.codec import StarterCodec
+from elocute.training import update
+from elocute.training.trainer import Trainer
+
+REWARD = "def constant(completions):\n    return [0.5] * len(completions)\n"
+
+
+@pytest.fixture(scope="module")
+def folder(speaking_lm, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("experience")
+    speaking_lm.save(folder / "model")
+    (folder / "reward.py").write_text(REWARD)
+    return folder
+
+
+def make_recipe(folder: Path, run: Path, *overrides: str) -> Recipe:
+    small = [f"model={folder / 'model'}", f"run_dir={run}", "data.eval=null", "rollout.prompts_per_step=4"]
+    small += [f"rewards=[{{kind: function, function: '{folder / 'reward.py'}:constant', low: -1, high: 1}}]"]
+    small += ["steps=3", "rollout.group_size=6", "rollout.max_new_tokens=14", "report=false"]
+    return load_recipe("recipes/starter/wavalign.yaml", [*small, *overrides])
+
+
+def test_defect_12_a_truncated_answer_is_penalised_and_not_trained_as_complete(folder, tmp_path, monkeypatch):
+    trainer = Trainer(make_recipe(folder, tmp_path / "run", "steps=1"))
+    seen = []
+    learn = trainer._learn
+    monkeypatch.setattr(trainer, "_learn", lambda *args: (seen.append(args[0]), learn(*args))[1])
+    lines = []
+    trainer.train(lambda _step, values: lines.append(values))
+    experience = seen[0]
+    truncated = [rollout.truncated for rollout in experience.rollouts]
+    assert 0 < sum(truncated) < len(truncated)
+    end = trainer.lm.layout.answer_end
+    advantage = trainer.rollout_rows(experience).advantage
+    for index, rollout in enumerate(experience.rollouts):
+        if rollout.truncated:
+            assert rollout.broken.startswith("no end") and len(rollout.tokens) == 14
+            assert end not in rollout.tokens.ids  # no end is made up
+            assert isinstance(experience.judged.combined[index], Invalid)
+            assert experience.judged.values[index] == -1 and advantage[index] <= 0
+        elif not rollout.broken:
+            assert rollout.tokens.ids[-1] == end
+            assert experience.judged.combined[index] == Scored(0.5) and advantage[index] >= 0
+    assert advantage.min() < 0 < advantage.max()
+    assert lines[0]["rollout/truncated"] == sum(truncated)
+    assert lines[0]["outcomes/invalid"] >= sum(truncated)
+
+
+def test_defect_12_training_encodes_each_file_once(folder, tmp_path, monkeypatch):
+    encoded = []
+    encode = StarterCodec.encode
+
+    def counting(codec, waveform, rate):
+        encoded.append(waveform.tobytes())
+        return encode(codec, waveform, rate)
+
+    monkeypatch.setattr(StarterCodec, "encode", counting)
+    overrides = ["data.train=starter/data/wavs.jsonl", f"data.cache={tmp_path / 'units'}", "steps=5"]
+    Trainer(make_recipe(folder, tmp_path / "one", *overrides)).train()
+    rows = read_rows("starter/data/wavs.jsonl")
+    files = {ref.path.read_bytes() for row in rows for ref in (*row.audios, row.target_audio)}
+    assert len(encoded) == len(set(encoded)) == len(files)  # 20 prompts from 12 rows: all were asked, some twice
+    Trainer(make_recipe(folder, tmp_path / "two", *overrides)).train()
+    assert len(encoded) == len(files)
+
+
+def test_defect_10_earlier_assistant_turns_are_context_and_never_targets(folder, tmp_path, monkeypatch):
+    messages = [("user", "one"), ("assistant", "two"), ("user", "three"), ("assistant", "four"), ("user", "five")]
+    sound = Path("starter/audio/heldout-sum-0000.answer.wav").resolve()
+    row = {
+        "messages": [{"role": role, "content": content} for role, content in messages],
+        "sft_target_text": "six six",
+        "sft_target_audio": str(sound),
+    }
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps(row) + "\n")
+    batches = []
+    make_batch = update.make_batch
+    monkeypatch.setattr(update, "make_batch", lambda *args: batches.append(make_batch(*args)) or batches[-1])
+    off = ["objective.mixing={kind: fixed, value: 0}", "objective.kl.text=0", "objective.kl.speech=0", "steps=1"]
+    trainer = Trainer(make_recipe(folder, tmp_path / "run", f"data.train={rows}", "rollout.prompts_per_step=1", *off))
+    trainer.train()
+    [batch] = batches
+    lm, [example] = trainer.lm, read_rows(rows)
+    target = lm.encode_target(example, EncodedAudio(lm.codec))
+    assert batch.targets.tolist() == target.ids[target.action].tolist()
+    context = batch.prompt_ids[0].tolist()
+    for _role, content in messages:
+        assert set(lm.tokenizer.encode(content)) <= set(context)
+    assert torch.equal(batch.answer_ids[0], target.ids)

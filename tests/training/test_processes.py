@@ -1,0 +1,116 @@
+"""Two real processes on the CPU, started as a user starts them, do what one does."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+REWARD = """
+def fours(completions):
+    texts = [completion[0]["content"].split() for completion in completions]
+    return [text.count("four") / len(text) if text else 0.0 for text in texts]
+"""
+WEIGHTS = "model/model.safetensors"
+
+
+def command(folder: Path, run: str, *overrides: str, processes: int) -> list[str]:
+    words = ["-m", "elocute.cli", "train", "recipes/starter/wavalign.yaml", f"model={folder / 'model'}"]
+    words += [f"run_dir={folder / run}", "rollout.max_new_tokens=30", "rollout.group_size=4", "optim.micro_batch=3"]
+    words += [f"rewards=[{{kind: function, function: '{folder / 'reward.py'}:fours', low: 0, high: 1}}]"]
+    words += ["steps=3", "rollout.prompts_per_step=4", "evaluation.rows=4", "optim.warmup_steps=0", *overrides]
+    return [sys.executable, *words] if processes == 1 else [*TORCHRUN, *words]
+
+
+def train(folder: Path, run: str, *overrides: str, processes: int) -> subprocess.CompletedProcess:
+    words = command(folder, run, *overrides, processes=processes)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(words, capture_output=True, text=True, timeout=240, env=environment)
+
+
+@pytest.fixture(scope="module")
+def folder(speaking_lm, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("processes")
+    speaking_lm.save(folder / "model")
+    (folder / "reward.py").write_text(REWARD)
+    return folder
+
+
+def metrics(run: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if "second" not in k and "_per_s" not in k} for line in lines]
+
+
+def assert_one(folder: Path, one: str, two: str) -> None:
+    """Weights and metrics of both runs are the same to 1e-6, and something was learned."""
+    ours, theirs = metrics(folder / one), metrics(folder / two)
+    assert len(ours) == len(theirs) == 3
+    for mine, yours in zip(ours, theirs, strict=True):
+        assert yours == pytest.approx(mine, rel=1e-6, abs=1e-6)
+        assert mine["lambda"] > 0 and mine["reward/std"] > 0
+    weights, others, before = (load_file(folder / run / WEIGHTS) for run in (one, two, "."))
+    assert weights.keys() == others.keys()
+    for name in weights:
+        assert torch.allclose(weights[name], others[name], rtol=0, atol=1e-6), name
+    assert any((weights[name] - before[name]).abs().max() > 1e-3 for name in weights)
+
+
+def test_two_processes_are_one(folder):
+    several = ["optim.updates_per_rollout=2", "objective.policy_gradient.clip=0.2"]
+    done = [train(folder, f"several-{n}", *several, processes=n) for n in (1, 2)]
+    assert [d.returncode for d in done] == [0, 0], done[1].stderr
+    assert_one(folder, "several-1", "several-2")
+    # evaluation, samples and the report are made once, by one of them
+    values = [json.loads((folder / f"several-{n}/eval.json").read_text()) for n in (1, 2)]
+    assert values[0].keys() == values[1].keys() >= {"before", "after"}
+    assert values[0]["before"] == values[1]["before"]
+    files = [sorted(p.name for p in (folder / f"several-{n}/samples").rglob("*")) for n in (1, 2)]
+    assert files[0] == files[1]
+    for moment in ("before", "after"):
+        assert done[1].stderr.count(f"evaluate {moment} 4/4") == 1
+    assert done[1].stdout.count("report: ") == 1 and (folder / "several-2/report.html").exists()
+
+
+def test_two_processes_are_one_with_lora(folder):
+    lora = ["lora.rank=4", "objective.policy_gradient.normaliser=token", "gradient_checkpointing=true"]
+    lora += ["data.eval=null", "report=false"]
+    done = [train(folder, f"lora-{n}", *lora, processes=n) for n in (1, 2)]
+    assert [d.returncode for d in done] == [0, 0], done[1].stderr
+    assert_one(folder, "lora-1", "lora-2")
+
+
+def test_a_step_that_cannot_be_shared_evenly_is_one_clear_line(folder):
+    done = train(folder, "uneven", "rollout.prompts_per_step=3", processes=2)
+    assert done.returncode in (1, 2)
+    said = "rollout.prompts_per_step: expected a multiple of 2, the processes, got 3"
+    assert said in done.stderr.splitlines()
+    assert "src/elocute" not in done.stderr  # torchrun shows its own traceback, never one of ours
+    assert not (folder / "uneven").exists()
+
+
+def test_ctrl_c_in_one_process_stops_both_after_the_same_step(folder):
+    process = subprocess.Popen(
+        command(folder, "stopped", "steps=1000", "data.eval=null", processes=2), stderr=subprocess.PIPE, text=True
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (folder / "stopped/metrics.jsonl").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        workers = psutil.Process(process.pid).children()
+        [second] = [worker for worker in workers if worker.environ().get("RANK") == "1"]
+        second.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.terminate()  # torchrun ends its workers; nothing happens when it has ended itself
+    assert process.returncode == 1 and "--resume" in said
+    steps = len(metrics(folder / "stopped"))
+    assert (folder / f"stopped/checkpoints/step-{steps}/state.json").exists()
