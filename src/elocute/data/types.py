@@ -44,6 +44,11 @@ class Example:
     file: str = ""
     line: int = 0
 
+    @property
+    def where(self) -> str:
+        """file:line, for messages."""
+        return f"{self.file or 'row'}:{self.line}"
+
 
 @dataclass(frozen=True)
 class Utterance:

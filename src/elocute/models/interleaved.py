@@ -2,11 +2,12 @@
 
     elocute.json: {"ratio": [[2, 10]], "codec": "../codec", "tokens": {"unit_0": "<|audio_0|>", "text_end": …, …}}
 
-The prompt is the tokenizer's own chat template; each `<|audio|>` becomes `speech_begin units speech_end`. Text tokens
-that a user writes can never be read as control tokens.
+The prompt is the tokenizer's own chat template; each `<|audio|>` becomes `speech_begin units speech_end`. Messages that
+hold a control token are refused: a question must not end the answer or speak for the model.
 """
 
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -30,6 +31,8 @@ class InterleavedLM:
     def __init__(self, model, tokenizer, layout: Layout, codec: StarterCodec, settings: dict):
         self.model, self.tokenizer, self.layout, self.codec = model, tokenizer, layout, codec
         self.settings = settings
+        control = set(tokenizer.get_added_vocab()) - {"<|audio|>"}
+        self._control = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or r"(?!)")
 
     @classmethod
     def load(cls, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> "InterleavedLM":
@@ -71,7 +74,13 @@ class InterleavedLM:
     # tokens in
 
     def encode_prompt(self, example: Example, audio: EncodedAudio) -> torch.Tensor:
-        """The question as ids, int64 [P]. Earlier turns are context; none of it is ever trained."""
+        """The question as ids, int64 [P]. Earlier turns are context; none of it is ever trained.
+
+        InputError when a message holds one of the tokenizer's control tokens.
+        """
+        for message in example.messages:
+            if found := self._control.search(message.content):
+                raise InputError(f"{example.where}: messages: the text holds the control token {found[0]!r}")
         messages = [{"role": message.role, "content": message.content} for message in example.messages]
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         pieces = text.split("<|audio|>")
@@ -86,13 +95,13 @@ class InterleavedLM:
     def encode_target(self, example: Example, audio: EncodedAudio) -> Tokens:
         """The row's supervised answer, laid out. InputError when the row has none or it does not fit the layout."""
         if example.target_text is None and example.target_audio is None:
-            raise InputError(f"{example.file}:{example.line}: sft_target_text: expected an answer, there is none")
+            raise InputError(f"{example.where}: sft_target_text: expected an answer, there is none")
         text = self.tokenizer.encode(example.target_text or "", add_special_tokens=False, split_special_tokens=True)
         units = [] if example.target_audio is None else audio.units(example.target_audio)
         try:
             return self.layout.assemble(text, units)
         except InputError as error:
-            raise InputError(f"{example.file}:{example.line}: {error}") from error
+            raise InputError(f"{example.where}: {error}") from error
 
     def _marked(self, units: list[int]) -> list[int]:
         begin, end = self.layout.speech_begin, self.layout.speech_end

@@ -17,7 +17,6 @@ from elocute.rewards.judge_cache import JudgeCache, address
 from elocute.rewards.outcome import Outcome, Scored, Unavailable
 from elocute.rewards.proper import score_proper
 from elocute.rewards.rubrics import HIGH, LOW, RUBRICS
-from elocute.rewards.rule import where
 
 _VERDICT = re.compile(
     r"<justification>((?:(?!<justification>).)*?)</justification>\s*"
@@ -85,7 +84,7 @@ class JudgeReward:
         if self.send_audio and recordings:
             parts += [_text("The question's audio:"), *(_recording(example, path) for path in recordings)]
         elif not question:
-            raise InputError(f"{where(example)}: question_text: the judge needs the question in words or as a file")
+            raise InputError(f"{example.where}: question_text: the judge needs the question in words or as a file")
         parts.append(_text(f"The answer's transcript:\n{utterance.text}"))
         if self.send_audio:
             parts += [_text("The answer's audio:"), _sound(utterance.waveform, utterance.sample_rate)]
@@ -124,7 +123,7 @@ def _recording(example: Example, path: Path) -> Mapping[str, Any]:
     try:
         return _sound(*load_audio(path))
     except InputError as error:
-        raise InputError(f"{where(example)}: audios: {error}") from None
+        raise InputError(f"{example.where}: audios: {error}") from None
 
 
 def _sound(waveform: np.ndarray, sample_rate: int) -> Mapping[str, Any]:

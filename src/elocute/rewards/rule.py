@@ -44,7 +44,7 @@ class RuleReward:
         try:
             return any(re.search(str(pattern), said) for pattern in accepted_answers(example, self.column))
         except re.error as error:
-            raise InputError(f"{where(example)}: {self.column}: not a regular expression: {error}") from None
+            raise InputError(f"{example.where}: {self.column}: not a regular expression: {error}") from None
 
     def _number(self, text: str, example: Example) -> bool:
         said = numbers_in(text)
@@ -52,7 +52,7 @@ class RuleReward:
         for accepted in accepted_answers(example, self.column):
             numbers = numbers_in(str(accepted))
             if len(numbers) != 1:
-                raise InputError(f"{where(example)}: {self.column}: expected one number, found {accepted!r}")
+                raise InputError(f"{example.where}: {self.column}: expected one number, found {accepted!r}")
             wanted += numbers
         return bool(said) and said[-1] in wanted
 
@@ -62,10 +62,5 @@ def accepted_answers(example: Example, column: str) -> list[Any]:
     value = example.columns.get(column)
     accepted = list(value) if isinstance(value, list | tuple) else [value]
     if not accepted or not all(isinstance(a, str | int | float) for a in accepted):
-        raise InputError(f"{where(example)}: {column}: expected an accepted answer or a list of them, found {value!r}")
+        raise InputError(f"{example.where}: {column}: expected an accepted answer or a list of them, found {value!r}")
     return accepted
-
-
-def where(example: Example) -> str:
-    """file:line for messages."""
-    return f"{example.file or 'row'}:{example.line}"
