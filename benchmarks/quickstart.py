@@ -2,8 +2,8 @@
 
     python benchmarks/quickstart.py --seeds 3
 
-Runs recipes/starter/wavalign.yaml and its SFT-only variant for each seed; measures wall-clock seconds and peak memory of
-the whole process. Writes benchmarks/results/quickstart.json and the README's table. Finished runs are not done again.
+Runs recipes/starter/wavalign.yaml and its SFT-only variant for each seed; measures seconds and peak memory of the whole
+process. Writes benchmarks/results/quickstart.json and the README's table. Finished runs are not done again.
 """
 
 import argparse

@@ -3,7 +3,9 @@
     python -m starter.train_base --data starter/build/base.jsonl --out starter/model
 
 The base sees every question spoken, written, and as something to transcribe; its answers come from a teacher that errs
-on purpose, so it speaks well and thinks badly, and post-training has something to do.
+on purpose, so it speaks well and thinks badly, and post-training has something to do. In a second phase the questions'
+units are disturbed (some replaced, blocks dropped or doubled): without it the model knows its ten thousand recordings
+by heart and mishears new ones.
 """
 
 import argparse
@@ -14,13 +16,14 @@ import time
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from elocute.data.cache import EncodedAudio
 from elocute.data.rows import read_rows
 from elocute.models.interleaved import InterleavedLM, make_layout
-from elocute.speech.codec import StarterCodec
+from elocute.speech.codec import BLOCK_UNITS, StarterCodec
 
 CONTROL = ["<|pad|>", "<|user|>", "<|assistant|>", "<|transcript|>", "<|text_end|>", "<|answer_end|>"]
 CONTROL += ["<|begin_of_audio|>", "<|end_of_audio|>"]
@@ -76,10 +79,11 @@ def make_sequences(lm: InterleavedLM, rows, audio: EncodedAudio) -> list[dict[st
 
 
 def batches(spoken, written, size: int, rng: random.Random):
-    """An epoch: each spoken row once, a third of them to transcribe, as many written rows; batches of like length."""
+    """An epoch: each spoken row once, half of them to transcribe, two thirds as many written rows; batches of like
+    length."""
     items = [forms["asked"] for forms in spoken]
-    items += [forms["transcript"] for forms in spoken if rng.random() < 1 / 3]
-    items += [forms["asked"] for forms in rng.sample(written, min(len(spoken), len(written)))]
+    items += [forms["transcript"] for forms in spoken if rng.random() < 1 / 2]
+    items += [forms["asked"] for forms in rng.sample(written, min(len(spoken) * 2 // 3, len(written)))]
     rng.shuffle(items)
     chunk = size * 32
     for start in range(0, len(items), chunk):
@@ -87,6 +91,24 @@ def batches(spoken, written, size: int, rng: random.Random):
         groups = [block[i : i + size] for i in range(0, len(block), size)]
         rng.shuffle(groups)
         yield from groups
+
+
+def disturbed(sequence: Sequence, lm: InterleavedLM) -> Sequence:
+    """Up to a fifth of the question's units replaced by others, one block in twelve dropped or doubled."""
+    ids, trained_from = sequence
+    first, n_spectral = lm.layout.first_unit, lm.codec.shape.codebook
+    places = (ids[:trained_from] >= first).nonzero()[:, 0]  # units have the highest ids
+    if not len(places):
+        return sequence
+    start, end = int(places[0]), int(places[-1]) + 1
+    chance = torch.rand((end - start) // BLOCK_UNITS)
+    times = torch.where(chance < 1 / 24, 0, torch.where(chance > 23 / 24, 2, 1))
+    blocks = ids[start:end].view(-1, BLOCK_UNITS).repeat_interleave(times, 0)
+    other = torch.randint(0, n_spectral, blocks.shape)
+    other[:, 0] = torch.randint(n_spectral, lm.codec.n_units, (len(blocks),))
+    replaced = torch.rand(blocks.shape) < 0.2 * torch.rand(1)
+    units = torch.where(replaced, first + other, blocks).flatten()
+    return torch.cat([ids[:start], units, ids[end:]]), trained_from + len(units) - (end - start)
 
 
 def collate(group) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,15 +124,16 @@ def save(lm: InterleavedLM, out: Path) -> None:
     (out / "elocute.json").write_text(json.dumps(SETTINGS, indent=2) + "\n")
 
 
-def train(lm: InterleavedLM, spoken, written, out: Path, *, epochs: int, size: int, lr: float, seed: int) -> None:
+def train(lm, spoken, written, out: Path, *, epochs: int, size: int, lr: float, seed: int, disturb: bool) -> None:
+    """One phase: AdamW, warm-up and cosine; the model is saved after each epoch."""
     rng = random.Random(seed)
-    total = epochs * math.ceil(7 / 3 * len(spoken) / size)
+    total = epochs * math.ceil(13 / 6 * len(spoken) / size)
     optimizer = torch.optim.AdamW(lm.model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
     lm.model.train()
     step, running, started = 0, None, time.time()
     for epoch in range(epochs):
         for group in batches(spoken, written, size, rng):
-            ids, labels = collate(group)
+            ids, labels = collate([disturbed(sequence, lm) for sequence in group] if disturb else group)
             rate = lr * min(1, (step + 1) / 200) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1, step / total))))
             for settings in optimizer.param_groups:
                 settings["lr"] = rate
@@ -136,7 +159,9 @@ def main() -> None:
     parser.add_argument("--written", default="starter/build/base_written.jsonl")
     parser.add_argument("--codec", default="starter/codec")
     parser.add_argument("--out", default="starter/model")
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=10, help="of the first phase")
+    parser.add_argument("--disturbed-epochs", type=int, default=6, help="of the second phase")
+    parser.add_argument("--start", type=Path, help="a folder the first phase wrote: only the second is done")
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--hidden", type=int, default=192)
@@ -167,7 +192,12 @@ def main() -> None:
     audio = EncodedAudio(codec)
     spoken, written = make_sequences(lm, rows, audio), make_sequences(lm, written_rows, audio)
     print(f"{len(spoken)} spoken rows, {sum(len(s['asked'][0]) for s in spoken) / len(spoken):.0f} tokens a row")
-    train(lm, spoken, written, Path(args.out), epochs=args.epochs, size=args.batch, lr=args.lr, seed=args.seed)
+    phase = {"size": args.batch, "seed": args.seed}
+    if args.start:
+        model.load_state_dict(load_file(args.start / "model.safetensors"), strict=False)
+    else:
+        train(lm, spoken, written, Path(args.out), epochs=args.epochs, lr=args.lr, disturb=False, **phase)
+    train(lm, spoken, written, Path(args.out), epochs=args.disturbed_epochs, lr=args.lr * 0.6, disturb=True, **phase)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def train(
     recipe: RecipeFile,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in run_dir.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and check its files.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe; check its files.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Post-train a speech LM: online RL, hybrid or SFT, as the recipe says.
@@ -41,7 +41,7 @@ def train(
 
     checked = load_recipe(recipe, overrides or [])
     if dry_run:
-        return _dry_run(checked, as_json)
+        return _dry_run(checked, resume, as_json)
     from elocute.progress import RunProgress
     from elocute.training.run import read_eval, run
 
@@ -65,15 +65,19 @@ def _resume_command() -> str:
     return " ".join(["elocute", *words, "--resume"])
 
 
-def _dry_run(recipe, as_json: bool) -> None:
+def _dry_run(recipe, resume: bool, as_json: bool) -> None:
     import yaml
 
     from elocute.data.rows import read_rows
+    from elocute.models.interleaved import load_vocabulary
     from elocute.training.run import read_eval_rows
+    from elocute.training.run_folder import RunFolder
 
+    RunFolder(recipe.run_dir).check(recipe, resume=resume)
     rows = {"data.train": len(read_rows(recipe.data.train))}
     if recipe.data.eval:
         rows["data.eval"] = len(read_eval_rows(recipe))
+    load_vocabulary(recipe.model)
     _check_rewards(recipe)
     resolved = recipe.model_dump(mode="json")
     if as_json:

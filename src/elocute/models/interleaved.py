@@ -38,10 +38,7 @@ class InterleavedLM:
     def load(cls, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> "InterleavedLM":
         """Load a model folder. InputError names what is missing or does not fit."""
         folder = Path(folder)
-        settings = read_settings(folder)
-        codec = StarterCodec.load((folder / settings["codec"]).resolve())
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        layout = make_layout(folder, settings, tokenizer, codec)
+        tokenizer, layout, codec, settings = load_vocabulary(folder)
         try:
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
         except (OSError, ValueError) as error:
@@ -84,6 +81,10 @@ class InterleavedLM:
         messages = [{"role": message.role, "content": message.content} for message in example.messages]
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         pieces = text.split("<|audio|>")
+        if len(pieces) != len(example.audios) + 1:
+            raise InputError(
+                f"{example.where}: the chat template keeps {len(pieces) - 1} of {len(example.audios)} audios"
+            )
         ids: list[int] = []
         for index, piece in enumerate(pieces):
             ids += self.tokenizer.encode(piece, add_special_tokens=False)
@@ -96,7 +97,9 @@ class InterleavedLM:
         """The row's supervised answer, laid out. InputError when the row has none or it does not fit the layout."""
         if example.target_text is None and example.target_audio is None:
             raise InputError(f"{example.where}: sft_target_text: expected an answer, there is none")
-        text = self.tokenizer.encode(example.target_text or "", add_special_tokens=False, split_special_tokens=True)
+        if found := self._control.search(example.target_text or ""):
+            raise InputError(f"{example.where}: sft_target_text: the text holds the control token {found[0]!r}")
+        text = self.tokenizer.encode(example.target_text or "", add_special_tokens=False)
         units = [] if example.target_audio is None else audio.units(example.target_audio)
         try:
             return self.layout.assemble(text, units)
@@ -139,6 +142,19 @@ class InterleavedLM:
         return self.core().get_output_embeddings()
 
 
+def load_vocabulary(folder: Path):
+    """All of a model folder but the weights: (tokenizer, layout, codec, settings), checked against each other."""
+    settings = read_settings(folder)
+    codec = StarterCodec.load((folder / settings["codec"]).resolve())
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: no tokenizer that transformers can load: {str(error).splitlines()[0]}") from error
+    if not tokenizer.chat_template:
+        raise InputError(f"{folder}: the tokenizer has no chat template, which lays out the prompt")
+    return tokenizer, make_layout(folder, settings, tokenizer, codec), codec, settings
+
+
 def read_settings(folder: Path) -> dict:
     """Read and check `elocute.json`."""
     file = folder / "elocute.json"
@@ -150,9 +166,13 @@ def read_settings(folder: Path) -> dict:
         settings = json.loads(file.read_text())
     except json.JSONDecodeError as error:
         raise InputError(f"{file}:{error.lineno}: not JSON: {error.msg}") from error
-    for key in ("ratio", "codec", "tokens"):
+    for key, kind in {"ratio": (list, str), "codec": str, "tokens": dict}.items():
         if key not in settings:
             raise InputError(f"{file}: {key}: missing")
+        if not isinstance(settings[key], kind):
+            raise InputError(f"{file}: {key}: not understood: {settings[key]!r}")
+    if unknown := set(settings) - {"ratio", "codec", "tokens"}:
+        raise InputError(f"{file}: {sorted(unknown)[0]}: unknown key")
     ratio = settings["ratio"]
     named = ratio in ("text-first", "speech-only")
     pairs = (
@@ -180,6 +200,11 @@ def make_layout(folder: Path, settings: dict, tokenizer, codec: StarterCodec) ->
         raise InputError(f"{folder}: the tokenizer has no token {missing[0]!r} that elocute.json names")
     ids = {key: vocabulary[name] for key, name in names.items()}
     first_unit = ids.pop("unit_0")
+    inside = [names[key] for key, id in ids.items() if first_unit <= id < first_unit + codec.n_units]
+    if inside:
+        raise InputError(
+            f"{folder}: {inside[0]!r} lies among the {codec.n_units} speech units from {names['unit_0']!r} on"
+        )
     ratio = settings["ratio"]
     ratio = ratio if isinstance(ratio, str) else [tuple(pair) for pair in ratio]
     return Layout(ratio=ratio, first_unit=first_unit, n_units=codec.n_units, **ids)

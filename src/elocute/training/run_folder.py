@@ -53,8 +53,9 @@ class RunFolder:
         old, new = yaml.safe_load(self.recipe.read_text()), recipe.model_dump(mode="json")
         for key in new:
             if key not in FREE_TO_CHANGE and old.get(key) != new[key]:
+                name, was, now = _first_difference(key, old.get(key), new[key])
                 raise InputError(
-                    f"{self.recipe}: {key}: the run was started with {old.get(key)!r}, the recipe now says {new[key]!r}"
+                    f"{self.recipe}: {name}: the run was started with {was!r}, the recipe now says {now!r}"
                 )
 
     def write_environment(self, recipe: Recipe) -> None:
@@ -92,3 +93,12 @@ class RunFolder:
     def append_metrics(self, values: dict) -> None:
         with self.metrics.open("a") as file:
             file.write(json.dumps(values) + "\n")
+
+
+def _first_difference(name: str, old, new) -> tuple[str, object, object]:
+    """Down to the key that differs: ("optim.lr", 1e-4, 2e-4)."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in new:
+            if old.get(key) != new[key]:
+                return _first_difference(f"{name}.{key}", old.get(key), new[key])
+    return name, old, new
