@@ -1,13 +1,15 @@
-"""eSpeak NG, an utterance a process: `python starter/espeak.py VARIANT WORDS_PER_MINUTE TEXT` writes int16 to stdout.
+"""eSpeak NG, an utterance a process: `espeak(text, variant, words_per_minute)` gives int16 samples at SAMPLE_RATE.
 
 A process of its own, because the library keeps oscillator state from one utterance to the next: only a fresh one says
-the same text in the same samples whatever was said before. Nothing but the loader is imported, so it starts in 30 ms.
-The samples' rate is SAMPLE_RATE.
+the same text in the same samples whatever was said before. A small server (this file, run as a script) forks for each.
 """
 
 import ctypes
+import json
+import os
 import subprocess
 import sys
+from functools import cache
 
 SAMPLE_RATE = 22050
 _AUDIO_OUTPUT_SYNCHRONOUS = 2
@@ -16,13 +18,38 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes
 
 
 def espeak(text: str, variant: str, words_per_minute: int) -> bytes:
-    """Speaks in a fresh process. Returns int16 samples at SAMPLE_RATE."""
-    command = [sys.executable, "-I", __file__, variant, str(words_per_minute), text]
-    done = subprocess.run(command, capture_output=True)
-    if done.returncode != 0 or not done.stdout:
-        reason = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no sound"]
-        raise RuntimeError(f"eSpeak NG, voice {variant!r}, text {text!r}: {reason[0]}")
-    return done.stdout
+    """int16 samples at SAMPLE_RATE. Raises RuntimeError when eSpeak NG says nothing."""
+    server = _server()
+    server.stdin.write(json.dumps([variant, words_per_minute, text]).encode() + b"\n")
+    server.stdin.flush()
+    samples = server.stdout.read(int.from_bytes(server.stdout.read(4), "little"))
+    if not samples:
+        raise RuntimeError(f"eSpeak NG, voice {variant!r}, text {text!r}: no sound")
+    return samples
+
+
+@cache
+def _server() -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-I", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def _serve() -> None:
+    """Lines of JSON in; for each, the number of bytes (4, little endian) and the samples out, made in a fork."""
+    import espeakng_loader  # noqa: F401  (imported once, before the forks)
+
+    for line in sys.stdin:
+        reader, writer = os.pipe()
+        if child := os.fork():
+            os.close(writer)
+            with open(reader, "rb") as pipe:
+                samples = pipe.read()
+            os.waitpid(child, 0)
+            sys.stdout.buffer.write(len(samples).to_bytes(4, "little") + samples)
+            sys.stdout.buffer.flush()
+        else:
+            with open(writer, "wb") as pipe:
+                pipe.write(_speak_here(*json.loads(line)))
+            os._exit(0)
 
 
 def _speak_here(variant: str, words_per_minute: int, text: str) -> bytes:
@@ -55,4 +82,4 @@ def _speak_here(variant: str, words_per_minute: int, text: str) -> bytes:
 
 
 if __name__ == "__main__":
-    sys.stdout.buffer.write(_speak_here(sys.argv[1], int(sys.argv[2]), sys.argv[3]))
+    _serve()

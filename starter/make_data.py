@@ -23,7 +23,7 @@ from elocute.data.files import write_atomically
 from elocute.data.units import write_units
 from elocute.rewards.pocketsphinx_ear import PocketSphinxEar
 from elocute.speech.codec import StarterCodec
-from starter.questions import ROWS, WRONG_FACTOR, Row, Style, answer_key, draw_rows, draw_written
+from starter.questions import ROWS, WRONG_FACTOR, Row, Style, answer_key, draw_rows, draw_voiced, draw_written
 from starter.takes import SAMPLE_RATE, best_take, close_cut
 from starter.voices import speak, voice_named
 from starter.world import SPLITS, build_items, vocabulary
@@ -45,6 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     rows = draw_rows(options.seed, options.wrong)
     rows["written"] = draw_written(options.seed, wrong_factor=options.wrong.get("base", WRONG_FACTOR["base"]))
+    rows["base"] += draw_voiced(options.seed, rows["written"])
     speech = options.out / "build" / "speech"
     if options.stage in ("draw", "all"):
         for name, texts in (("vocabulary", vocabulary(build_items())), ("answers", answer_texts())):

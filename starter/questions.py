@@ -1,10 +1,11 @@
 """Which questions each split asks, in which voice, and what the teacher answers: rows of the world, not yet spoken.
 
-Base training also gets written questions, many more than spoken ones: those teach the facts, these the ear.
+Base training also gets written questions, many more than these: they teach the facts. Most of them are spoken too, by
+the quick voices: thinking about what was read does not by itself become thinking about what was heard.
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from starter.words import NUMBERS
@@ -35,6 +36,8 @@ ROWS = {
     "odd": (1200, 200, 160), "count": (1000, 170, 140), "spelling": (1000, 150, 120),
 }  # fmt: skip
 WRITTEN_ROWS = 40_000
+VOICED_ROWS = 30_000  # so many of the written questions are also spoken, by
+QUICK_STYLES = tuple(style for style in QUESTION_STYLES if style.voice != "joe")
 
 # How often the teacher errs in base training, (easy, hard). Where only two answers make sense it must stay well below
 # one half: at one half nothing could be learned.
@@ -116,6 +119,15 @@ def draw_written(seed: int, count: int = WRITTEN_ROWS, wrong_factor: float = WRO
     shares = [ROWS[category][0] for category, _ in pools]
     drawn = [rng.choice(pools[pool]) for pool in rng.choices(list(pools), shares, k=count)]
     return _answer("written", [(item, None) for item in drawn], wrong_factor, rng)
+
+
+def draw_voiced(seed: int, written: list[Row]) -> list[Row]:
+    """The first written rows, spoken; with the same answers."""
+    rng = Random(f"{seed}/voiced")
+    return [
+        replace(row, id=row.id.replace("written", "voiced"), style=rng.choice(QUICK_STYLES))
+        for row in written[:VOICED_ROWS]
+    ]
 
 
 def _answer(split: str, asked: list[tuple[Item, Style | None]], factor: float, rng: Random) -> list[Row]:

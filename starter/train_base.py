@@ -2,10 +2,10 @@
 
     python -m starter.train_base --data starter/build/base.jsonl --out starter/model
 
-The base sees every question spoken, written, and as something to transcribe; its answers come from a teacher that errs
-on purpose, so it speaks well and thinks badly, and post-training has something to do. In a second phase the questions'
-units are disturbed (some replaced, blocks dropped or doubled): without it the model knows its ten thousand recordings
-by heart and mishears new ones.
+The base sees every question spoken, written, and as something to transcribe. First it learns the truth; then, for a
+short while, a teacher that errs on purpose: it speaks well and thinks badly, yet could know better, and post-training
+has something to bring out. The units of spoken questions are disturbed (some replaced, blocks dropped or doubled):
+without it the model knows its recordings by heart and mishears new ones.
 """
 
 import argparse
@@ -13,17 +13,20 @@ import json
 import math
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from elocute.data.cache import EncodedAudio
 from elocute.data.rows import read_rows
+from elocute.data.types import Example
 from elocute.models.interleaved import InterleavedLM, make_layout
 from elocute.speech.codec import BLOCK_UNITS, StarterCodec
+from starter.questions import answer_key
 
 CONTROL = ["<|pad|>", "<|user|>", "<|assistant|>", "<|transcript|>", "<|text_end|>", "<|answer_end|>"]
 CONTROL += ["<|begin_of_audio|>", "<|end_of_audio|>"]
@@ -58,6 +61,12 @@ def make_tokenizer(texts: list[str], n_units: int) -> PreTrainedTokenizerFast:
     return wrapped
 
 
+def truthful(row: Example) -> Example:
+    """The row with the right answer instead of the teacher's."""
+    text = row.columns["answer"][0]
+    return replace(row, target_text=text, target_audio=replace(row.target_audio, key=answer_key(text)))
+
+
 Sequence = tuple[torch.Tensor, int]
 """Ids, and where the trained part begins."""
 
@@ -79,11 +88,11 @@ def make_sequences(lm: InterleavedLM, rows, audio: EncodedAudio) -> list[dict[st
 
 
 def batches(spoken, written, size: int, rng: random.Random):
-    """An epoch: each spoken row once, half of them to transcribe, two thirds as many written rows; batches of like
+    """An epoch: each spoken row once, a quarter of them to transcribe, a quarter as many written rows; batches of like
     length."""
     items = [forms["asked"] for forms in spoken]
-    items += [forms["transcript"] for forms in spoken if rng.random() < 1 / 2]
-    items += [forms["asked"] for forms in rng.sample(written, min(len(spoken) * 2 // 3, len(written)))]
+    items += [forms["transcript"] for forms in rng.sample(spoken, len(spoken) // 4)]
+    items += [forms["asked"] for forms in rng.sample(written, min(len(spoken) // 4, len(written)))]
     rng.shuffle(items)
     chunk = size * 32
     for start in range(0, len(items), chunk):
@@ -124,16 +133,16 @@ def save(lm: InterleavedLM, out: Path) -> None:
     (out / "elocute.json").write_text(json.dumps(SETTINGS, indent=2) + "\n")
 
 
-def train(lm, spoken, written, out: Path, *, epochs: int, size: int, lr: float, seed: int, disturb: bool) -> None:
-    """One phase: AdamW, warm-up and cosine; the model is saved after each epoch."""
+def train(lm: InterleavedLM, spoken, written, out: Path, *, epochs: int, size: int, lr: float, seed: int) -> None:
+    """AdamW, warm-up and cosine; the model is saved after each epoch."""
     rng = random.Random(seed)
-    total = epochs * math.ceil(13 / 6 * len(spoken) / size)
+    total = epochs * math.ceil(1.5 * len(spoken) / size)
     optimizer = torch.optim.AdamW(lm.model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
     lm.model.train()
     step, running, started = 0, None, time.time()
     for epoch in range(epochs):
         for group in batches(spoken, written, size, rng):
-            ids, labels = collate([disturbed(sequence, lm) for sequence in group] if disturb else group)
+            ids, labels = collate([disturbed(sequence, lm) for sequence in group])
             rate = lr * min(1, (step + 1) / 200) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1, step / total))))
             for settings in optimizer.param_groups:
                 settings["lr"] = rate
@@ -159,9 +168,9 @@ def main() -> None:
     parser.add_argument("--written", default="starter/build/base_written.jsonl")
     parser.add_argument("--codec", default="starter/codec")
     parser.add_argument("--out", default="starter/model")
-    parser.add_argument("--epochs", type=int, default=10, help="of the first phase")
-    parser.add_argument("--disturbed-epochs", type=int, default=6, help="of the second phase")
-    parser.add_argument("--start", type=Path, help="a folder the first phase wrote: only the second is done")
+    parser.add_argument("--epochs", type=int, default=6, help="of the truth")
+    parser.add_argument("--teacher-epochs", type=int, default=1, help="of the teacher, after that")
+    parser.add_argument("--start", type=Path, help="a model folder whose tokenizer and weights it starts from")
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--hidden", type=int, default=192)
@@ -172,7 +181,11 @@ def main() -> None:
     torch.manual_seed(args.seed)
     codec = StarterCodec.load(args.codec)
     rows, written_rows = read_rows(args.data)[: args.rows], read_rows(args.written)
-    tokenizer = make_tokenizer([row.question_text for row in rows] + [row.target_text for row in rows], codec.n_units)
+    if args.start:  # weights only mean something with their own ids
+        tokenizer = AutoTokenizer.from_pretrained(args.start)
+    else:
+        texts = [row.question_text for row in rows] + [row.target_text for row in rows]
+        tokenizer = make_tokenizer(texts, codec.n_units)
     config = LlamaConfig(
         vocab_size=math.ceil(len(tokenizer) / 8) * 8,
         hidden_size=args.hidden,
@@ -190,14 +203,16 @@ def main() -> None:
     lm = InterleavedLM(model, tokenizer, layout, codec, SETTINGS)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, vocabulary {config.vocab_size}")
     audio = EncodedAudio(codec)
-    spoken, written = make_sequences(lm, rows, audio), make_sequences(lm, written_rows, audio)
-    print(f"{len(spoken)} spoken rows, {sum(len(s['asked'][0]) for s in spoken) / len(spoken):.0f} tokens a row")
-    phase = {"size": args.batch, "seed": args.seed}
     if args.start:
         model.load_state_dict(load_file(args.start / "model.safetensors"), strict=False)
-    else:
-        train(lm, spoken, written, Path(args.out), epochs=args.epochs, lr=args.lr, disturb=False, **phase)
-    train(lm, spoken, written, Path(args.out), epochs=args.disturbed_epochs, lr=args.lr * 0.6, disturb=True, **phase)
+    for epochs, rate, answers in (
+        (args.epochs, args.lr, truthful),
+        (args.teacher_epochs, args.lr / 4, lambda row: row),
+    ):
+        if epochs:
+            spoken = make_sequences(lm, map(answers, rows), audio)
+            written = make_sequences(lm, map(answers, written_rows), audio)
+            train(lm, spoken, written, Path(args.out), epochs=epochs, size=args.batch, lr=rate, seed=args.seed)
 
 
 if __name__ == "__main__":
