@@ -72,13 +72,17 @@ Sequence = tuple[torch.Tensor, int]
 
 
 def make_sequences(lm: InterleavedLM, rows, audio: EncodedAudio) -> list[dict[str, Sequence]]:
-    """Each row as asked (spoken or written); spoken ones also as something to transcribe."""
+    """Each row with its whole answer, with its answer up to the end of the text, and, if spoken, to be transcribed."""
     vocabulary = lm.tokenizer.get_vocab()
     sequences = []
     for row in rows:
         answer = lm.encode_target(row, audio).ids
         prompt = lm.encode_prompt(row, audio)
-        forms = {"asked": (torch.cat([prompt, answer]), len(prompt))}
+        text_end = int((answer == lm.layout.text_end).nonzero()[0]) + 1
+        forms = {
+            "whole": (torch.cat([prompt, answer]), len(prompt)),
+            "short": (torch.cat([prompt, answer[:text_end]]), len(prompt)),
+        }
         if row.audios:
             text = lm.tokenizer.encode(row.question_text, add_special_tokens=False) + [lm.layout.text_end]
             heard = torch.cat([prompt[:-1], torch.tensor([vocabulary["<|transcript|>"]])])
@@ -87,19 +91,23 @@ def make_sequences(lm: InterleavedLM, rows, audio: EncodedAudio) -> list[dict[st
     return sequences
 
 
-def batches(spoken, written, size: int, rng: random.Random):
-    """An epoch: each spoken row once, a quarter of them to transcribe, a quarter as many written rows; batches of like
-    length."""
-    items = [forms["asked"] for forms in spoken]
+def batches(spoken, written, tokens: int, rng: random.Random) -> list[list[Sequence]]:
+    """An epoch in batches of like length and at most `tokens`: each row once, a quarter of the spoken ones also to be
+    transcribed. The voice is learned quickly, thinking is not: one answer in four goes on after its text."""
+    items = [forms["whole" if rng.random() < 1 / 4 else "short"] for forms in (*spoken, *written)]
     items += [forms["transcript"] for forms in rng.sample(spoken, len(spoken) // 4)]
-    items += [forms["asked"] for forms in rng.sample(written, min(len(spoken) // 4, len(written)))]
     rng.shuffle(items)
-    chunk = size * 32
-    for start in range(0, len(items), chunk):
-        block = sorted(items[start : start + chunk], key=lambda item: len(item[0]))
-        groups = [block[i : i + size] for i in range(0, len(block), size)]
-        rng.shuffle(groups)
-        yield from groups
+    found: list[list[Sequence]] = []
+    for start in range(0, len(items), 4096):
+        group: list[Sequence] = []
+        for item in sorted(items[start : start + 4096], key=lambda item: len(item[0])):
+            if (len(group) + 1) * len(item[0]) > tokens:
+                found.append(group)
+                group = []
+            group.append(item)
+        found.append(group)
+    rng.shuffle(found)
+    return found
 
 
 def disturbed(sequence: Sequence, lm: InterleavedLM) -> Sequence:
@@ -133,15 +141,16 @@ def save(lm: InterleavedLM, out: Path) -> None:
     (out / "elocute.json").write_text(json.dumps(SETTINGS, indent=2) + "\n")
 
 
-def train(lm: InterleavedLM, spoken, written, out: Path, *, epochs: int, size: int, lr: float, seed: int) -> None:
+def train(lm: InterleavedLM, spoken, written, out: Path, *, epochs: int, tokens: int, lr: float, seed: int) -> None:
     """AdamW, warm-up and cosine; the model is saved after each epoch."""
     rng = random.Random(seed)
-    total = epochs * math.ceil(1.5 * len(spoken) / size)
     optimizer = torch.optim.AdamW(lm.model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
     lm.model.train()
-    step, running, started = 0, None, time.time()
+    step, total, running, started = 0, 0, None, time.time()
     for epoch in range(epochs):
-        for group in batches(spoken, written, size, rng):
+        groups = batches(spoken, written, tokens, rng)
+        total = total or epochs * len(groups)
+        for group in groups:
             ids, labels = collate([disturbed(sequence, lm) for sequence in group])
             rate = lr * min(1, (step + 1) / 200) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1, step / total))))
             for settings in optimizer.param_groups:
@@ -171,7 +180,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6, help="of the truth")
     parser.add_argument("--teacher-epochs", type=int, default=1, help="of the teacher, after that")
     parser.add_argument("--start", type=Path, help="a model folder whose tokenizer and weights it starts from")
-    parser.add_argument("--batch", type=int, default=48)
+    parser.add_argument("--tokens", type=int, default=6500, help="of a batch")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--hidden", type=int, default=192)
     parser.add_argument("--layers", type=int, default=4)
@@ -212,7 +221,7 @@ def main() -> None:
         if epochs:
             spoken = make_sequences(lm, map(answers, rows), audio)
             written = make_sequences(lm, map(answers, written_rows), audio)
-            train(lm, spoken, written, Path(args.out), epochs=epochs, size=args.batch, lr=rate, seed=args.seed)
+            train(lm, spoken, written, Path(args.out), epochs=epochs, tokens=args.tokens, lr=rate, seed=args.seed)
 
 
 if __name__ == "__main__":
