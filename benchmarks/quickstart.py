@@ -1,6 +1,6 @@
 """What `make quickstart` gains, over several seeds, beside the same steps without reinforcement learning.
 
-    python benchmarks/quickstart.py --seeds 3
+    python -m benchmarks.quickstart --seeds 3
 
 Runs recipes/starter/wavalign.yaml and its SFT-only variant for each seed; measures seconds and peak memory of the whole
 process. Writes benchmarks/results/quickstart.json and the README's table. Finished runs are not done again.
@@ -9,22 +9,17 @@ process. Writes benchmarks/results/quickstart.json and the README's table. Finis
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
-from elocute.evaluation.statistics import mean_t_interval
+from benchmarks.tables import over_seeds, percent, provenance, write_readme
 
 RUNS = Path("runs/quickstart-seeds")
 RECIPE = "recipes/starter/wavalign.yaml"
 RESULT = Path("benchmarks/results/quickstart.json")
-README = Path("README.md")
-MARKS = ("<!-- quickstart -->", "<!-- /quickstart -->")
 VARIANTS = {
     "sft_only": ["objective.mixing={kind: fixed, value: 0}", "objective.kl.text=0", "objective.kl.speech=0"],
     "wavalign": [],
@@ -49,8 +44,8 @@ def run(folder: Path, seed: int, overrides: Sequence[str]) -> dict:
     return json.loads((folder / "eval.json").read_text()) | json.loads(measured.read_text())
 
 
-def over_seeds(runs: Sequence[dict], moment: str) -> dict:
-    """{metric: {mean, ci95 (half width), per_seed}} of `before` or `after`."""
+def summary(runs: Sequence[dict], moment: str) -> dict:
+    """{metric: over seeds} of `before` or `after`."""
     series = {metric: [r[moment][metric]["value"] for r in runs] for metric in METRICS}
     for difficulty in ("easy", "hard"):
         series[f"{difficulty}_text"] = [
@@ -58,11 +53,7 @@ def over_seeds(runs: Sequence[dict], moment: str) -> dict:
         ]
     if moment == "after":
         series |= {key: [r[key] for r in runs] for key in ("seconds", "peak_gib")}
-    found = {}
-    for metric, values in series.items():
-        mean, half = mean_t_interval(values) if len(values) > 1 else (values[0], None)
-        found[metric] = {"mean": mean, "ci95": half, "per_seed": values}
-    return found
+    return {metric: over_seeds(values) for metric, values in series.items()}
 
 
 def markdown(values: dict) -> str:
@@ -75,17 +66,12 @@ def markdown(values: dict) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, found in values["variants"].items():
-        cells = [_percent(found[metric]) for metric in (*METRICS, "easy_text", "hard_text")]
+        cells = [percent(found[metric]) for metric in (*METRICS, "easy_text", "hard_text")]
         cells.append(f"{found['seconds']['mean']:.0f}" if "seconds" in found else "–")
         lines.append(f"| {LABELS[name]} | " + " | ".join(cells) + " |")
     peak = max(values["variants"]["wavalign"]["peak_gib"]["per_seed"])
     lines += ["", f"On {values['machine']}; the run takes at most {peak:.1f} GiB."]
     return "\n".join(lines)
-
-
-def _percent(found: dict) -> str:
-    interval = "" if found["ci95"] is None else f" ± {100 * found['ci95']:.1f}"
-    return f"{100 * found['mean']:.1f}{interval}"
 
 
 def main() -> None:
@@ -97,20 +83,15 @@ def main() -> None:
     runs = {
         name: [run(RUNS / f"{name}-{seed}", seed, overrides) for seed in seeds] for name, overrides in VARIANTS.items()
     }
-    values = {
-        "command": " ".join(["python benchmarks/quickstart.py", *sys.argv[1:]]),
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{os.cpu_count()} {platform.machine()} cores",
-        "versions": {name: version(name) for name in ("torch", "transformers", "elocute")},
+    values = provenance("benchmarks.quickstart") | {
         "seeds": list(seeds),
         "questions": runs["wavalign"][0]["after"]["answer_accuracy_text"]["n"],
         "ear": runs["wavalign"][0]["ear"] + "; never a reward",
-        "variants": {"base": over_seeds(runs["wavalign"], "before")}
-        | {name: over_seeds(of, "after") for name, of in runs.items()},
+        "variants": {"base": summary(runs["wavalign"], "before")}
+        | {name: summary(of, "after") for name, of in runs.items()},
     }
     RESULT.write_text(json.dumps(values, indent=2) + "\n")
-    before, rest = README.read_text().split(MARKS[0])
-    README.write_text(f"{before}{MARKS[0]}\n{markdown(values)}\n{MARKS[1]}{rest.split(MARKS[1])[1]}")
+    write_readme("quickstart", markdown(values))
 
 
 if __name__ == "__main__":

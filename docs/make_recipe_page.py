@@ -83,10 +83,6 @@ MEANINGS = {
     "JudgeSpec.max_tokens": "Longest reply.",
     "JudgeSpec.concurrency": "Requests in flight.",
     "JudgeSpec.attempts": "Tries a request.",
-} | {
-    f"{spec}.{key}": meaning
-    for key, meaning in {"batch_size": "Answers at a time.", "device": "Default: the first GPU, else the CPU."}.items()
-    for spec in ("TransformersEarSpec", "EmbeddingSpec", "ClassifierSpec")
 }
 
 

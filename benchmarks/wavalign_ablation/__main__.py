@@ -42,7 +42,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return (self.folder / "eval.json").exists()
+        return (self.folder / "eval/eval.json").exists()
 
 
 def tuning_runs(steps: int) -> list[Run]:
@@ -77,7 +77,7 @@ def do(run: Run) -> None:
     if (folder / "recipe.yaml").exists():
         train.append("--resume")
     elocute(folder, *train)
-    evaluate(folder, folder, run.seed, run.rows)
+    evaluate(folder, folder / "eval", run.seed, run.rows)
     for checkpoint in sorted((folder / "checkpoints").glob("step-*/*")):
         checkpoint.unlink()  # the model stays; a hundred optimiser states would fill the disk
 
@@ -116,12 +116,12 @@ def main() -> None:
             print(f"the judge is right on {judge.train(judge.WEIGHTS):.1%} of unseen takes")
         do_all("learning rates", tuning_runs(args.steps), args.jobs)
         for seed in seeds:
-            if not (RUNS / "table/base" / str(seed) / "eval.json").exists():
-                evaluate(MODEL, RUNS / "table/base" / str(seed), seed, None)
+            if not (RUNS / "table/base" / str(seed) / "eval/eval.json").exists():
+                evaluate(MODEL, RUNS / "table/base" / str(seed) / "eval", seed, None)
         do_all("runs", table_runs(args.steps, seeds), args.jobs)
         if not (RUNS / "gradients.json").exists():
             (RUNS / "gradients.json").write_text(json.dumps(gradients.measure(RUNS / "gradients"), indent=2))
-    results.write(RUNS, seeds, " ".join(["python -m benchmarks.wavalign_ablation", *sys.argv[1:]]), args.steps)
+    results.write(RUNS, seeds, args.steps)
 
 
 if __name__ == "__main__":

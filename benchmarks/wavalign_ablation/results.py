@@ -1,30 +1,25 @@
 """The table from the runs: metrics on the test questions, intervals over seeds, paired tests against our variant."""
 
 import json
-import os
-import platform
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.tables import over_seeds, percent, provenance, write_readme
 from benchmarks.wavalign_ablation.variants import LABELS, NOISE, NOISY, OURS, RATES, VARIANTS
 from elocute.data.normalise import normalise
 from elocute.data.rows import read_rows
 from elocute.evaluation.spoken_qa import word_errors
-from elocute.evaluation.statistics import mean_t_interval, paired_permutation
+from elocute.evaluation.statistics import paired_permutation
 
 DEV = 290
 """The first rows of the held-out questions choose the learning rate; the other 1,000 make the table."""
 RESULT = Path("benchmarks/results/wavalign_ablation.json")
-README = Path("README.md")
-MARKS = ("<!-- wavalign_ablation -->", "<!-- /wavalign_ablation -->")
 METRICS = ("answer_accuracy_text", "answer_accuracy_speech", "speech_wer", "broken_audio", "easy_text", "hard_text")
 
 
 def answers(folder: Path) -> list[dict]:
     """The test questions' answers of a run."""
-    return [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()][DEV:]
+    return [json.loads(line) for line in (folder / "eval/result.jsonl").read_text().splitlines()][DEV:]
 
 
 def measure(rows: list[dict], difficulty: dict[str, str]) -> dict[str, float]:
@@ -48,19 +43,9 @@ def best_rate(folder: Path) -> str:
     """The learning rate whose run is best by spoken accuracy on the dev questions; the smaller one of equals."""
 
     def accuracy(rate: str) -> float:
-        return json.loads((folder / rate / "eval.json").read_text())["result"]["answer_accuracy_speech"]["value"]
+        return json.loads((folder / rate / "eval/eval.json").read_text())["result"]["answer_accuracy_speech"]["value"]
 
     return max(sorted(RATES, key=float), key=accuracy)
-
-
-def over_seeds(per_seed: list[dict[str, float]]) -> dict[str, dict]:
-    """{metric: {mean, ci95 (half width, Student's t over seeds), per_seed}}."""
-    found = {}
-    for metric in METRICS:
-        values = [run[metric] for run in per_seed]
-        mean, half = mean_t_interval(values) if len(values) > 1 else (values[0], None)
-        found[metric] = {"mean": mean, "ci95": half, "per_seed": values}
-    return found
 
 
 def item_means(runs: list[list[dict]], key: str) -> list[float]:
@@ -68,24 +53,21 @@ def item_means(runs: list[list[dict]], key: str) -> list[float]:
     return [sum(bool(run[i][key]) for run in runs) / len(runs) for i in range(len(runs[0]))]
 
 
-def write(runs: Path, seeds: Sequence[int], command: str, steps: int) -> None:
+def write(runs: Path, seeds: Sequence[int], steps: int) -> None:
     """Write RESULT and the README's table."""
     difficulty = {row.id: row.columns["difficulty"] for row in read_rows("starter/data/heldout.jsonl")}
 
     def load(folder: Path) -> list[list[dict]]:
-        return [answers(folder / str(seed)) for seed in seeds if (folder / str(seed) / "eval.json").exists()]
+        return [answers(folder / str(seed)) for seed in seeds if (folder / str(seed) / "eval/eval.json").exists()]
 
     table = {name: load(runs / "table" / name) for name in ("base", *VARIANTS)}
     noise = {n: {name: load(runs / f"noise-{n}" / name) for name in NOISY} for n in NOISE}
 
     def summary(of: list[list[dict]]) -> dict:
-        return over_seeds([measure(rows, difficulty) for rows in of])
+        measured = [measure(rows, difficulty) for rows in of]
+        return {metric: over_seeds([run[metric] for run in measured]) for metric in METRICS}
 
-    values = {
-        "command": command,
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {name: version(name) for name in ("torch", "transformers", "elocute")},
+    values = provenance("benchmarks.wavalign_ablation") | {
         "seeds": list(seeds),
         "steps": steps,
         "questions": len(difficulty) - DEV,
@@ -106,7 +88,7 @@ def write(runs: Path, seeds: Sequence[int], command: str, steps: int) -> None:
         values["gradients"] = json.loads(gradients.read_text())
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(values, indent=2) + "\n")
-    write_readme(values)
+    write_readme("wavalign_ablation", markdown(values))
 
 
 def _paired(ours: list[list[dict]], other: list[list[dict]], key: str) -> float:
@@ -117,18 +99,10 @@ def _paired(ours: list[list[dict]], other: list[list[dict]], key: str) -> float:
 def _rates(runs: Path) -> dict:
     found = {}
     for name in VARIANTS:
-        files = {rate: runs / "rates" / name / rate / "eval.json" for rate in RATES}
+        files = {rate: runs / "rates" / name / rate / "eval/eval.json" for rate in RATES}
         results = {rate: json.loads(file.read_text())["result"] for rate, file in files.items()}
         found[name] = {rate: {key: r[key]["value"] for key in METRICS[:4]} for rate, r in results.items()}
     return found
-
-
-def write_readme(values: dict) -> None:
-    """Put the tables between the README's markers."""
-    text = README.read_text()
-    before, rest = text.split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
-    README.write_text(f"{before}{MARKS[0]}\n{markdown(values)}\n{MARKS[1]}{after}")
 
 
 def markdown(values: dict) -> str:
@@ -143,7 +117,7 @@ def markdown(values: dict) -> str:
     for name, found in values["variants"].items():
         label = f"**{LABELS[name]}**" if name == OURS else LABELS[name]
         rate = values["learning_rate"].get(name, "–")
-        lines.append(f"| {label} | {rate} | " + " | ".join(_cell(found[metric]) for metric in METRICS) + " |")
+        lines.append(f"| {label} | {rate} | " + " | ".join(percent(found[metric]) for metric in METRICS) + " |")
     lines += ["", "With a judge that is wrong at a known rate (right, as heard / broken audio):", ""]
     levels = ["0 %", *values["judge_noise"]]
     lines += ["| variant | " + " | ".join(levels) + " |", "|---" * (len(levels) + 1) + "|"]
@@ -154,9 +128,5 @@ def markdown(values: dict) -> str:
     return "\n".join(lines)
 
 
-def _cell(found: dict, form: Callable[[float], str] = lambda x: f"{100 * x:.1f}") -> str:
-    return form(found["mean"]) + ("" if found["ci95"] is None else f" ± {form(found['ci95'])}")
-
-
 def _pair(found: dict) -> str:
-    return f"{_cell(found['answer_accuracy_speech'])} / {_cell(found['broken_audio'])}"
+    return f"{percent(found['answer_accuracy_speech'])} / {percent(found['broken_audio'])}"

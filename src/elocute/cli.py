@@ -42,8 +42,9 @@ def train(
     checked = load_recipe(recipe, overrides or [])
     if dry_run:
         return _dry_run(checked, resume, as_json)
+    from elocute.evaluation.evaluate import read_eval
     from elocute.progress import RunProgress
-    from elocute.training.run import read_eval, run
+    from elocute.training.run import run
 
     main = os.environ.get("RANK", "0") == "0"
     with RunProgress(quiet=as_json or not main) as progress:
@@ -69,14 +70,14 @@ def _dry_run(recipe, resume: bool, as_json: bool) -> None:
     import yaml
 
     from elocute.data.rows import read_rows
+    from elocute.evaluation.evaluate import read_eval_rows
     from elocute.models.interleaved import load_vocabulary
-    from elocute.training.run import read_eval_rows
     from elocute.training.run_folder import RunFolder
 
     RunFolder(recipe.run_dir).check(recipe, resume=resume)
     rows = {"data.train": len(read_rows(recipe.data.train))}
     if recipe.data.eval:
-        rows["data.eval"] = len(read_eval_rows(recipe))
+        rows["data.eval"] = len(read_eval_rows(recipe.data.eval, recipe.evaluation.rows))
     load_vocabulary(recipe.model)
     _check_rewards(recipe)
     resolved = recipe.model_dump(mode="json")
@@ -118,7 +119,7 @@ def report(
 
     Example: `elocute report runs/quickstart`
     """
-    from elocute.training.run import read_eval
+    from elocute.evaluation.evaluate import read_eval
 
     page = _report(run_dir)
     if as_json:
@@ -146,9 +147,10 @@ def evaluate(
     """
     if suite != "spoken-qa":
         raise InputError(f"--suite {suite}: expected spoken-qa")
-    from elocute.evaluation.command import evaluate_folder
+    from elocute.evaluation.evaluate import evaluate_folder
     from elocute.progress import RunProgress
     from elocute.report.page import results_table
+    from elocute.rollout import Sampling
 
     with RunProgress(quiet=as_json) as progress:
         values = evaluate_folder(
@@ -157,8 +159,7 @@ def evaluate(
             out,
             rows=rows,
             vocabulary=vocabulary,
-            temperature=temperature,
-            max_new_tokens=max_new_tokens,
+            sampling=Sampling(max_new_tokens, temperature),
             seed=seed,
             progress=progress,
         )

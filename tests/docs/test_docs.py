@@ -1,8 +1,8 @@
 """What the pages say is run, in order, page by page, in a folder that looks like the repository's root.
 
-    ```python file=reward.py    the block becomes this file
-    ```python run               the block is run; `run exit=2` where it must fail so
-    ```text output              each of its lines is in what the last block printed
+```python file=reward.py    the block becomes this file
+```python run               the block is run; `run exit=2` where it must fail so
+```text output              each of its lines is in what the last block printed
 """
 
 import os

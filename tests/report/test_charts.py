@@ -4,7 +4,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from elocute.report import charts
@@ -83,6 +83,8 @@ values = st.lists(st.none() | st.floats(-1e9, 1e9) | st.floats(-1e-9, 1e-9), min
 
 @settings(max_examples=150, deadline=None)
 @given(values, st.integers(0, 10**6), st.integers(1, 50))
+@example([0.0, 5e-324], 1, 1)
+@example([-5e-324, 1e-310], 1, 1)
 def test_every_point_lies_inside_the_drawing(values, start, stride):
     steps = [start + stride * i for i in range(len(values))]
     for path in paths(line_chart("t", steps, [Series("a", values)]), "line"):

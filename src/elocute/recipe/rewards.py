@@ -72,7 +72,9 @@ class TransformersEarSpec(_Spec):
     kind: Literal["transformers"]
     path: DirectoryPath
     batch_size: Count = 8
+    """Answers at a time."""
     device: str | None = None
+    """Default: the first GPU, else the CPU."""
 
 
 EarSpec = Annotated[PocketSphinxSpec | TransformersEarSpec, Field(discriminator="kind")]
@@ -85,24 +87,26 @@ class AsrSpec(_RewardSpec):
     ear: EarSpec = PocketSphinxSpec(kind="pocketsphinx")
 
 
-class EmbeddingSpec(_RewardSpec):
+class _TextModelSpec(_RewardSpec):
+    path: DirectoryPath
+    batch_size: Count = 32
+    """Answers at a time."""
+    device: str | None = None
+    """Default: the first GPU, else the CPU."""
+
+
+class EmbeddingSpec(_TextModelSpec):
     """Cosine between the text and a reference column."""
 
     kind: Literal["embedding"]
-    path: DirectoryPath
     column: str
-    batch_size: Count = 32
-    device: str | None = None
 
 
-class ClassifierSpec(_RewardSpec):
+class ClassifierSpec(_TextModelSpec):
     """Probability of one label of a local sequence classifier."""
 
     kind: Literal["classifier"]
-    path: DirectoryPath
     label: str
-    batch_size: Count = 32
-    device: str | None = None
 
 
 class FunctionSpec(_RewardSpec):

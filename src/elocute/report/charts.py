@@ -86,8 +86,9 @@ def _scale(steps: Sequence[int], low: float, high: float) -> Scale:
     """Round bounds around [low, high]; they include 0 when that costs little room."""
     if low > 0 and low < 0.6 * high:
         low = 0.0
-    if high - low <= 1e-9 * max(abs(low), abs(high)):  # a flat line stands in the middle, or at the floor when it is 0
-        pad = abs(high) / 2 or 1.0
+    tiny = 1e-300  # below it, floats lose the digits that bounds and ticks need
+    if high - low <= max(1e-9 * max(abs(low), abs(high)), tiny):  # a flat line stands in the middle, 0 at the floor
+        pad = abs(high) / 2 if abs(high) > tiny else 1.0
         low, high = (low - pad if low else 0.0), high + pad
     tick = _round_step((high - low) / 4)
     return Scale(steps, math.floor(low / tick + 1e-9) * tick, math.ceil(high / tick - 1e-9) * tick, tick)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from accelerate import Accelerator
@@ -52,6 +53,7 @@ def step_examples(examples: Sequence[Example], recipe: Recipe, step: int) -> lis
     return indices
 
 
+@lru_cache(maxsize=2)  # a step may touch two epochs; every step of a million rows would permute them anew
 def _permutation(n: int, seed: int, epoch: int) -> torch.Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed_of(seed, "epoch", epoch)))
 

@@ -15,7 +15,7 @@ from elocute.data.rows import read_rows
 from elocute.data.types import Example
 from elocute.errors import InputError, RunError
 from elocute.objectives.advantages import group_advantages
-from elocute.objectives.mixing import AdaptiveMixing, FixedMixing, raw_lambda
+from elocute.objectives.mixing import AdaptiveMixing, FixedMixing
 from elocute.recipe import Recipe
 from elocute.recipe.schema import Adaptive
 from elocute.rewards.combine import RewardMixer, build_mixer
@@ -141,7 +141,8 @@ class Trainer:
         rollouts, raw = None, None
         if experience is not None:
             rollouts = self.rollout_rows(experience)
-            raw = self._raw_lambda(experience)
+            if isinstance(self.mixing, AdaptiveMixing):
+                raw = self.mixing.raw(experience.rewards, experience.available)
             if self.recipe.optim.updates_per_rollout > 1:
                 self.update.score_before(rollouts)
         metrics: dict = {}
@@ -184,19 +185,6 @@ class Trainer:
         rows.advantage = advantages[experience.mine].reshape(-1).float()
         rows.sampler_logp = torch.nn.utils.rnn.pad_sequence([r.logprob for r in experience.rollouts], batch_first=True)
         return rows
-
-    def _raw_lambda(self, experience: Experience):
-        mixing = self.recipe.objective.mixing
-        if not isinstance(mixing, Adaptive):
-            return None
-        return raw_lambda(
-            experience.rewards,
-            experience.available,
-            low=self.mixer.low,
-            high=self.mixer.high,
-            lambda_max=mixing.lambda_max,
-            sharpness=mixing.sharpness,
-        )
 
     # rows, state
 

@@ -16,7 +16,7 @@ from elocute.objectives.policy_gradient import policy_gradient, truncated_import
 from elocute.objectives.tokens import modality_weights, scope_mask, token_coefficients
 from elocute.recipe.schema import Recipe
 from elocute.training.batch import make_batch, pad_tokens
-from elocute.training.policy import Policy, Reference, kl_per_token
+from elocute.training.policy import Reference, kl_per_token
 
 
 @dataclass
@@ -170,8 +170,3 @@ class Update:
 def _synchronise(accelerator: Accelerator, policy, last: bool):
     """Gradients are averaged over ranks once, in the backward of the last micro-batch."""
     return contextlib.nullcontext() if last else accelerator.no_sync(policy)
-
-
-def plain(policy) -> Policy:
-    """The Policy inside whatever accelerate wrapped it in."""
-    return getattr(policy, "module", policy)
