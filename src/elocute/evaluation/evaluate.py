@@ -11,7 +11,8 @@ from elocute.data.rows import read_rows
 from elocute.data.types import Example
 from elocute.errors import InputError
 from elocute.evaluation.listening import write_answers
-from elocute.evaluation.spoken_qa import Row, answer_all, by_column, judge_all, right_answers, summarise
+from elocute.evaluation.spoken_qa import answer_all, by_column, judge_all, right_answers, summarise
+from elocute.evaluation.statistics import Estimate
 from elocute.models import InterleavedLM, load_model
 from elocute.rewards.asr import PocketSphinxEar
 from elocute.rollout import Sampling
@@ -65,7 +66,7 @@ def evaluate(
         "ear": f"PocketSphinx, bundled en-us model, {'closed' if vocabulary else 'open'} vocabulary",
         "seed": seed,
         "temperature": sampling.temperature,
-        name: _to_json(rows),
+        name: _to_json(summarise(rows)),
     }
     for column in ("difficulty", "category"):
         if all(column in example.columns for example in examples):
@@ -75,8 +76,8 @@ def evaluate(
     return values
 
 
-def _to_json(rows: Sequence[Row]) -> dict:
-    return {metric: estimate.to_json() for metric, estimate in summarise(rows).items()}
+def _to_json(metrics: dict[str, Estimate]) -> dict:
+    return {name: estimate.to_json() for name, estimate in metrics.items()}
 
 
 def evaluate_folder(

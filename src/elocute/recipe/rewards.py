@@ -16,14 +16,16 @@ _STATISTICS = ("mean", "std", "max")  # of the combined reward, beside which a r
 
 
 class _Spec(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
 
 
 class GateSpec(_Spec):
     """The gated reward counts only where `reward` is at least `at_least`; elsewhere it contributes its lowest value."""
 
     reward: str
+    """Name of another reward."""
     at_least: float
+    """Its least value at which this one counts."""
 
 
 class _RewardSpec(_Spec):
@@ -54,7 +56,9 @@ class RuleSpec(_RewardSpec):
 
     kind: Literal["rule"]
     column: str
+    """Column with one accepted answer or a list."""
     match: Literal["exact", "regex", "number"] = "exact"
+    """How the text is compared, see docs/own-reward.md."""
 
 
 class PocketSphinxSpec(_Spec):
@@ -64,6 +68,7 @@ class PocketSphinxSpec(_Spec):
     vocabulary: FilePath | None = None
     """A file with one sentence or word a line: all that a closed domain says; default: open vocabulary."""
     workers: Count = 1
+    """Processes that listen."""
 
 
 class TransformersEarSpec(_Spec):
@@ -71,6 +76,7 @@ class TransformersEarSpec(_Spec):
 
     kind: Literal["transformers"]
     path: DirectoryPath
+    """A local Whisper or CTC folder."""
     batch_size: Count = 8
     """Answers at a time."""
     device: str | None = None
@@ -89,6 +95,7 @@ class AsrSpec(_RewardSpec):
 
 class _TextModelSpec(_RewardSpec):
     path: DirectoryPath
+    """A local model folder."""
     batch_size: Count = 32
     """Answers at a time."""
     device: str | None = None
@@ -100,6 +107,7 @@ class EmbeddingSpec(_TextModelSpec):
 
     kind: Literal["embedding"]
     column: str
+    """Column with one reference or a list; the nearest counts."""
 
 
 class ClassifierSpec(_TextModelSpec):
@@ -107,6 +115,7 @@ class ClassifierSpec(_TextModelSpec):
 
     kind: Literal["classifier"]
     label: str
+    """The label whose probability is the reward."""
 
 
 class FunctionSpec(_RewardSpec):
@@ -114,8 +123,11 @@ class FunctionSpec(_RewardSpec):
 
     kind: Literal["function"]
     function: str
+    """The callable's address."""
     low: Annotated[float, Field(allow_inf_nan=False)]
+    """Least value it may give."""
     high: Annotated[float, Field(allow_inf_nan=False)]
+    """Highest value it may give."""
     conversational: bool = True
     """Prompts and completions are lists of messages; false: strings."""
 
@@ -131,16 +143,21 @@ class JudgeSpec(_RewardSpec):
 
     kind: Literal["judge"]
     rubric: Literal["holistic", "semantic", "acoustic"] = "holistic"
+    """What the judge is asked for."""
     model: str | None = None
     """Default: WAVALIGN_REWARD_MODEL or OPENAI_MODEL."""
     send_audio: bool = True
+    """Send question and answer as audio; false for a judge that only reads."""
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = 0.0
     """None leaves it to the endpoint."""
     max_tokens: Count = 1024
+    """Longest reply."""
     concurrency: Count = 8
+    """Requests in flight."""
     timeout: Seconds = 60.0
     """Seconds for one try."""
     attempts: Count = 4
+    """Tries a request."""
     deadline: Seconds = 300.0
     """Seconds for a whole batch, retries included."""
     cache: Path | None = None

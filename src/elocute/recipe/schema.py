@@ -14,25 +14,33 @@ Scope = Literal["all", "text", "speech"]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Data(Section):
     """JSONL rows. `eval` is held out: evaluated before and after, never trained."""
 
     train: Path
+    """Rows to train on, see docs/own-data.md."""
     eval: Path | None = None
+    """Rows with an `answer` column; null: no evaluation."""
     cache: Path | None = None
     """Folder of encoded audio; default $ELOCUTE_CACHE, else ~/.cache/elocute/units."""
 
 
 class Rollout(Section):
     group_size: Annotated[int, Field(ge=2)] = 8
+    """Answers a prompt, G."""
     prompts_per_step: Positive = 4
+    """Prompts a step, P, over all processes: a multiple of their number."""
     max_new_tokens: Positive = 1024
+    """An answer without an end by then is broken."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Of sampling, and of the log-probs of the policy gradient and the KL."""
     top_k: Annotated[int, Field(ge=0)] = 0
+    """Sample from the k likeliest tokens; 0: all."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Then from the likeliest tokens that hold this share; 1: all."""
     importance_cap: Annotated[float, Field(gt=0)] = 2.0
     """Cap of the truncated importance weight that corrects top-k/top-p and stale samplers."""
 
@@ -41,6 +49,7 @@ class RewardMix(Section):
     """How the rewards of an answer become one number."""
 
     scale: Literal["raw", "group"] = "raw"
+    """`raw`: Σ weight·value; `group`: each reward standardised within its group first."""
     invalid_penalty: float | None = None
     """What an invalid sample scores; default: the lowest possible reward."""
     max_unavailable: Annotated[float, Field(ge=0, le=1)] = 0.5
@@ -52,8 +61,11 @@ class Adaptive(Section):
 
     kind: Literal["adaptive"] = "adaptive"
     lambda_max: Annotated[float, Field(ge=0, le=1)] = 0.8
+    """Highest λ."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Share of the previous λ in the next one, by optimiser step; 0: no smoothing."""
     sharpness: Annotated[float, Field(gt=0)] = 5.0
+    """Of the reward gate, on the paper's 1–5 scale."""
 
 
 class Fixed(Section):
@@ -61,32 +73,46 @@ class Fixed(Section):
 
     kind: Literal["fixed"] = "fixed"
     value: Annotated[float, Field(ge=0, le=1)]
+    """λ."""
 
 
 class PolicyGradient(Section):
     scope: Scope = "text"
+    """Tokens that the policy gradient trains."""
     text_weight: Weight = 1.0
+    """Weight of text tokens; not part of the normaliser."""
     speech_weight: Weight = 1.0
+    """Weight of speech units; not part of the normaliser."""
     normaliser: Literal["sequence", "token", "group"] = "sequence"
+    """What a sum over tokens is divided by, see docs/losses.md."""
     baseline: Literal["mean", "leave_one_out"] = "mean"
+    """What is subtracted from a reward: the group's mean, or that of its other answers."""
     scale: Literal["std", "none"] = "std"
+    """Divide advantages by the group's standard deviation, or do not."""
     clip: Annotated[float, Field(gt=0)] | None = None
     """PPO clip range ε; without it the ratio is not clipped (it is 1 with one update a rollout)."""
 
 
 class Sft(Section):
     scope: Scope = "all"
+    """Tokens that the supervised loss trains."""
     text_weight: Weight = 1.0
+    """Weight of text tokens; not part of the normaliser."""
     speech_weight: Weight = 1.0
+    """Weight of speech units; not part of the normaliser."""
     normaliser: Literal["sequence", "token", "group"] = "sequence"
+    """What a sum over tokens is divided by, see docs/losses.md."""
 
 
 class Kl(Section):
     """Weights of KL(policy ‖ reference) on sampled tokens, by modality; 0 turns that part off."""
 
     text: Weight = 0.0
+    """β of text tokens."""
     speech: Weight = 0.0
+    """β of speech units."""
     estimator: Literal["k3", "exact"] = "k3"
+    """`k3`: from the sampled tokens' log-probs; `exact`: over the whole vocabulary."""
 
 
 class Objective(Section):
@@ -112,25 +138,37 @@ class Lora(Section):
     """Train low-rank adapters; the reference is the same model with the adapter off."""
 
     rank: Positive = 16
+    """Rank of the adapters."""
     alpha: Positive = 32
+    """Their scale is alpha / rank."""
     targets: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    """Names of the linear layers that get one."""
 
 
 class Optim(Section):
     lr: Annotated[float, Field(gt=0)]
+    """Highest learning rate of AdamW."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's."""
     weight_decay: Weight = 0.01
+    """AdamW's."""
     clip_norm: Annotated[float, Field(gt=0)] = 1.2
+    """Largest gradient norm."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """From the warm-up's end to `steps`: level, or falling to 0."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps of linear warm-up."""
     updates_per_rollout: Positive = 1
+    """Optimiser steps on the same rollouts; above 1 needs `policy_gradient.clip`."""
     micro_batch: Positive = 16
     """Rows of one forward pass; the result does not depend on it."""
 
 
 class Checkpoint(Section):
     every: Positive = 20
+    """Steps between checkpoints; there is one at the end and at Ctrl-C too."""
     keep: Positive = 2
+    """How many are kept, the newest."""
 
 
 class Evaluation(Section):
@@ -139,7 +177,9 @@ class Evaluation(Section):
     rows: Positive | None = None
     """The first n rows of data.eval; default all."""
     temperature: Annotated[float, Field(gt=0)] = 0.7
+    """Of sampling in the evaluation."""
     batch: Positive = 64
+    """Questions answered at a time; the result does not depend on it."""
     vocabulary: Path | None = None
     """A file with the words the ear may hear (closed domains); default: open vocabulary."""
 
@@ -148,11 +188,17 @@ class Recipe(Section):
     """One run."""
 
     seed: Annotated[int, Field(ge=0)] = 0
+    """Of everything drawn at random: a draw's seed is a function of it, the step, the prompt and the sample."""
     run_dir: Path
+    """The run's folder; a new run needs it empty or absent."""
     steps: Positive
+    """Steps of the run: one rollout of `prompts_per_step` × `group_size` answers each."""
     model: Path
+    """Folder of the model to train, see docs/own-model.md."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights; log-probs and statistics are float32 either way."""
     gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, slower."""
     data: Data
     rollout: Rollout = Rollout()
     rewards: list[RewardSpec] = []
@@ -165,9 +211,11 @@ class Recipe(Section):
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = []
+    """Where metrics go besides metrics.jsonl."""
     samples_every: Positive = 10
     """Write the rollouts of one prompt to samples/ every n steps."""
     report: bool = True
+    """Write `report.html` at the end."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
