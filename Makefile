@@ -1,7 +1,7 @@
 # make quickstart   train the starter model and open runs/quickstart/report.html afterwards
 # make test         run the tests
 # make lint         check the style
-# make starter      build the starter's world, codec and base model from scratch (takes long)
+# make starter      build the starter's world, codec and base model anew, in place of the shipped ones (takes hours)
 #
 # Every target builds .venv first, from requirements.lock; PYTHON chooses the interpreter, RUN the quick start's folder:
 #   make quickstart PYTHON=python3.12 RUN=runs/second

@@ -142,7 +142,7 @@ def measure_raised_voice(codec: StarterCodec, lines: list[Line]) -> dict:
 
 
 def level(waveform: np.ndarray) -> float:
-    """dB below full scale."""
+    """dB relative to full scale: 0 is the loudest, silence is −100."""
     return 10 * math.log10(float(np.mean(np.square(waveform, dtype=np.float64))) + 1e-10)
 
 

@@ -67,6 +67,13 @@ def truthful(row: Example) -> Example:
     return replace(row, target_text=text, target_audio=replace(row.target_audio, key=answer_key(text)))
 
 
+def erring(rows: list[Example], right: float, rng: random.Random) -> list[Example]:
+    """The teacher's rows, of which so many right ones are left out that a share `right` of the rest is right."""
+    wrong = sum(not row.columns["teacher_right"] for row in rows)
+    keep = wrong * right / (1 - right) / (len(rows) - wrong)
+    return [row for row in rows if not row.columns["teacher_right"] or rng.random() < keep]
+
+
 Sequence = tuple[torch.Tensor, int]
 """Ids, and where the trained part begins."""
 
@@ -177,19 +184,20 @@ def main() -> None:
     parser.add_argument("--written", default="starter/build/base_written.jsonl")
     parser.add_argument("--codec", default="starter/codec")
     parser.add_argument("--out", default="starter/model")
-    parser.add_argument("--epochs", type=int, default=6, help="of the truth")
+    parser.add_argument("--epochs", type=int, default=12, help="of the truth")
     parser.add_argument("--teacher-epochs", type=int, default=1, help="of the teacher, after that")
+    parser.add_argument("--teacher-rows", type=int, default=9960, help="spoken questions of such an epoch")
+    parser.add_argument("--right", type=float, default=0.38, help="share of the teacher's answers that are right")
     parser.add_argument("--start", type=Path, help="a model folder whose tokenizer and weights it starts from")
     parser.add_argument("--tokens", type=int, default=6500, help="of a batch")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--hidden", type=int, default=192)
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--rows", type=int)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     codec = StarterCodec.load(args.codec)
-    rows, written_rows = read_rows(args.data)[: args.rows], read_rows(args.written)
+    rows, written_rows = read_rows(args.data), read_rows(args.written)
     if args.start:  # weights only mean something with their own ids
         tokenizer = AutoTokenizer.from_pretrained(args.start)
     else:
@@ -213,15 +221,18 @@ def main() -> None:
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, vocabulary {config.vocab_size}")
     audio = EncodedAudio(codec)
     if args.start:
-        model.load_state_dict(load_file(args.start / "model.safetensors"), strict=False)
-    for epochs, rate, answers in (
-        (args.epochs, args.lr, truthful),
-        (args.teacher_epochs, args.lr / 4, lambda row: row),
-    ):
-        if epochs:
-            spoken = make_sequences(lm, map(answers, rows), audio)
-            written = make_sequences(lm, map(answers, written_rows), audio)
-            train(lm, spoken, written, Path(args.out), epochs=epochs, tokens=args.tokens, lr=rate, seed=args.seed)
+        missing, _ = model.load_state_dict(load_file(args.start / "model.safetensors"), strict=False)
+        if set(missing) - {"lm_head.weight"}:  # tied to the embeddings
+            raise SystemExit(f"{args.start}: no weights called {', '.join(missing)}")
+    options = {"out": Path(args.out), "tokens": args.tokens, "seed": args.seed}
+    if args.epochs:
+        spoken, written = (make_sequences(lm, map(truthful, of), audio) for of in (rows, written_rows))
+        train(lm, spoken, written, epochs=args.epochs, lr=args.lr, **options)
+    if args.teacher_epochs:
+        rng = random.Random(args.seed)
+        few = rows[: args.teacher_rows]
+        spoken, written = (make_sequences(lm, erring(of, args.right, rng), audio) for of in (few, written_rows))
+        train(lm, spoken, written, epochs=args.teacher_epochs, lr=args.lr / 4, **options)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     waveform, sample_rate = speak("How many?", VOICES[0], rate=1.1, pitch=1.25)
 
 The same arguments give the same samples: Piper runs with its noise inputs at zero, eSpeak NG in a fresh process.
-Needs the extra `elocute[starter]`. Licences of the voices and tools are stated in docs.
+Needs the extra `elocute[starter]`. Licences of the voices and tools: starter/README.md.
 """
 
 import json

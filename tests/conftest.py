@@ -5,11 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from elocute.models.interleaved import InterleavedLM, make_layout
 from elocute.speech.codec import StarterCodec
 from starter.train_base import SETTINGS, make_tokenizer
+
+settings.register_profile("elocute", deadline=None)  # how long an example takes says how busy the machine is
+settings.load_profile("elocute")
 
 
 @pytest.fixture(scope="session")

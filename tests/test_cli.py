@@ -10,13 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from elocute.cli import _resume_command
+
 RECIPE = "recipes/starter/wavalign.yaml"
+HELD_OUT = "starter/data/heldout.jsonl"
 SMALL = ["rollout.group_size=2", "rollout.prompts_per_step=2", "rollout.max_new_tokens=10", "evaluation.rows=4"]
 
 
 def elocute(*words: object, **options) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "elocute.cli", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, **options)
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +40,14 @@ def model(tiny_lm, tmp_path_factory) -> Path:
         (["train", RECIPE, "steps"], "expected key=value"),
         (["report", "nowhere"], "nowhere"),
         (["chat", "nowhere", "--text", "hello"], "expected a folder"),
+        (["eval", "nowhere", "--data", HELD_OUT, "-o", "out"], "nowhere: model: expected a folder"),
+        (["eval", "nowhere", "--data", HELD_OUT, "-o", "src"], "-o src: expected a new folder or an empty one"),
+        (["eval", "src", "--data", HELD_OUT, "-o", "out", "--ear", "nowhere"], "--ear: no such folder: nowhere"),
+        (["eval", "src", "--data", HELD_OUT, "-o", "out", "--vocabulary", "src"], "--vocabulary: no such file: src"),
+        (
+            ["eval", "src", "--data", HELD_OUT, "-o", "out", "--vocabulary", "starter/answers.txt", "--ear", "src"],
+            "--vocabulary: only PocketSphinx takes one",
+        ),
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(words, said):
@@ -62,6 +73,43 @@ def test_dry_run_resolves_and_starts_nothing(model, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_dry_run_names_every_row_that_a_reward_cannot_judge(model, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    ask = '"messages": [{"role": "user", "content": "four?"}]'
+    rows.write_text(f'{{{ask}}}\n{{{ask}, "answer": "4"}}\n{{{ask}, "answer": []}}\n')
+    done = elocute("train", RECIPE, f"model={model}", f"data.train={rows}", f"run_dir={tmp_path / 'run'}", "--dry-run")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.splitlines() == [
+        f"{rows}:1: answer: expected an accepted answer or a list of them, found None",
+        f"{rows}:3: answer: expected an accepted answer or a list of them, found []",
+    ]
+    assert not (tmp_path / "run").exists()
+
+
+def test_how_to_go_on_can_be_pasted(monkeypatch):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr(sys, "argv", ["elocute", "train", "my recipe.yaml", "--resume", "steps=5"])
+    assert _resume_command() == "elocute train 'my recipe.yaml' steps=5 --resume"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    launched = "torchrun --nproc_per_node=2 -m elocute.cli train 'my recipe.yaml' steps=5 --resume"
+    assert _resume_command() == launched
+
+
+def test_an_evaluation_from_the_command_line(model, tmp_path):
+    words = ["eval", model, "--data", HELD_OUT, "-o", tmp_path / "out", "--rows", 3, "--max-new-tokens", 8, "--json"]
+    dry = elocute(*words, "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    assert json.loads(dry.stdout) == {"model": str(model), "rows": 3} and not (tmp_path / "out").exists()
+    done = elocute(*words, "--vocabulary", "starter/answers.txt")
+    assert done.returncode == 0, done.stderr
+    values = json.loads(done.stdout)
+    assert values == json.loads((tmp_path / "out/eval.json").read_text())
+    assert values["max_new_tokens"] == 8 and "closed vocabulary" in values["ear"]
+    assert values["result"]["answer_accuracy_text"]["n"] == 3
+    again = elocute(*words)
+    assert again.returncode == 2 and "expected a new folder or an empty one" in again.stderr
+
+
 def test_a_killed_run_resumes_to_the_same_bytes_and_a_report(model, tmp_path):
     words = ["train", RECIPE, f"model={model}", "steps=6", "checkpoint.every=1", *SMALL]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
@@ -85,6 +133,8 @@ def test_a_killed_run_resumes_to_the_same_bytes_and_a_report(model, tmp_path):
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
     assert untimed(killed / "metrics.jsonl") == untimed(whole / "metrics.jsonl")
     values = [json.loads((run / "eval.json").read_text()) for run in (killed, whole)]
+    for evaluated, run in zip(values, (killed, whole), strict=True):
+        assert evaluated["step"] == {"before": 0, "after": 6}, run
     assert values[0] == values[1]
     assert set(values[0]["after"]) == {"answer_accuracy_text", "answer_accuracy_speech", "speech_wer", "broken_audio"}
 

@@ -13,6 +13,7 @@ stopped benchmark goes on. The table: benchmarks/results/wavalign_ablation.json,
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -83,6 +84,7 @@ def do(run: Run) -> None:
 
 
 def evaluate(model: Path, out: Path, seed: int, rows: int | None) -> None:
+    shutil.rmtree(out, ignore_errors=True)  # of an evaluation that was stopped
     limit = [] if rows is None else ["--rows", str(rows)]
     elocute(out, "eval", str(model), "--data", HELD_OUT, "-o", str(out), "--seed", str(seed), *EAR, *limit)
 

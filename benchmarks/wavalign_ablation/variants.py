@@ -36,7 +36,7 @@ OURS = "text_adaptive_ema"
 NOISY = ["all_fixed_50_50", "text_fixed_50_50", "text_adaptive_ema"]
 """Variants that are also trained with a judge that is wrong at a known rate (percent)."""
 NOISE = [15, 30]
-RATES = ["2e-4", "5e-4", "1e-3"]
+RATES = ["1e-4", "3e-4", "1e-3"]
 """Learning rates each variant is tried with, on one seed and other held-out items than the table's."""
 
 

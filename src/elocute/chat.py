@@ -5,19 +5,22 @@ from pathlib import Path
 from elocute.data.cache import EncodedAudio
 from elocute.data.types import AudioRef, Example, Message, Utterance
 from elocute.errors import InputError
-from elocute.models import load_model
+from elocute.models import load_speaker
 from elocute.rollout import Sampling, sample_groups
 
 
 def one_turn(
     model: Path, *, audio: Path | None, text: str | None, temperature: float, max_new_tokens: int, seed: int
 ) -> Utterance:
-    """Ask the model in `model` by a sound file or in writing."""
+    """Ask the model in `model` by a sound file or in writing. InputError for a question it cannot take.
+
+    The utterance says in `broken` why it is no proper answer, if it is none.
+    """
     if text is not None and not text.strip():
         raise InputError("--text: expected a question, got nothing")
     if text is not None and "<|audio|>" in text:
         raise InputError("--text: <|audio|> marks a place for audio; use --audio")
-    lm = load_model(model)
+    lm = load_speaker(model)
     content = "<|audio|>" if audio is not None else text
     audios = () if audio is None else (AudioRef(audio),)
     example = Example(id="chat", messages=(Message("user", content),), audios=audios)

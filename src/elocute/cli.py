@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -62,37 +63,42 @@ def train(
 
 
 def _resume_command() -> str:
-    words = [word for word in sys.argv[1:] if word != "--resume"]
-    return " ".join(["elocute", *words, "--resume"])
+    words = [*(word for word in sys.argv[1:] if word != "--resume"), "--resume"]
+    processes = os.environ.get("LOCAL_WORLD_SIZE")
+    launcher = ["torchrun", f"--nproc_per_node={processes}", "-m", "elocute.cli"] if processes else ["elocute"]
+    return shlex.join([*launcher, *words])
 
 
 def _dry_run(recipe, resume: bool, as_json: bool) -> None:
-    import yaml
-
     from elocute.data.rows import read_rows
     from elocute.evaluation.evaluate import read_eval_rows
     from elocute.models.interleaved import load_vocabulary
+    from elocute.recipe import dump_recipe
     from elocute.training.run_folder import RunFolder
 
     RunFolder(recipe.run_dir).check(recipe, resume=resume)
-    rows = {"data.train": len(read_rows(recipe.data.train))}
+    examples = read_rows(recipe.data.train)
+    rows = {"data.train": len(examples)}
     if recipe.data.eval:
-        rows["data.eval"] = len(read_eval_rows(recipe.data.eval, recipe.evaluation.rows))
+        rows["data.eval"] = len(read_eval_rows(recipe.data.eval, recipe.evaluation.rows, recipe.evaluation.ear))
     load_vocabulary(recipe.model)
-    _check_rewards(recipe)
-    resolved = recipe.model_dump(mode="json")
+    _check_rewards(recipe, examples)
     if as_json:
-        print(json.dumps({"recipe": resolved, "rows": rows}))
+        print(json.dumps({"recipe": recipe.model_dump(mode="json"), "rows": rows}))
     else:
-        print(yaml.safe_dump(resolved, sort_keys=False), end="")
+        print(dump_recipe(recipe), end="")
         print("# checked: " + ", ".join(f"{name} has {count} rows" for name, count in rows.items()))
 
 
-def _check_rewards(recipe) -> None:
+def _check_rewards(recipe, examples) -> None:
     from elocute.rewards.combine import build_mixer
 
     if recipe.rewards:
-        build_mixer(recipe.rewards, recipe.reward_mix).close()
+        mixer = build_mixer(recipe.rewards, recipe.reward_mix)
+        try:
+            mixer.check(examples)
+        finally:
+            mixer.close()
 
 
 def _report(run_dir: Path) -> Path:
@@ -135,30 +141,39 @@ def evaluate(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for eval.json, answers and WAVs.")],
     suite: Annotated[str, typer.Option(help="What to measure: spoken-qa.")] = "spoken-qa",
     rows: Annotated[int | None, typer.Option(min=1, help="Only the first n rows.")] = None,
-    vocabulary: Annotated[Path | None, typer.Option(help="Words the ear may hear (closed domains).")] = None,
+    ear: Annotated[
+        Path | None, typer.Option(help="A Whisper or CTC folder that listens; default: PocketSphinx.")
+    ] = None,
+    vocabulary: Annotated[Path | None, typer.Option(help="All that PocketSphinx may hear (closed domains).")] = None,
     temperature: Annotated[float, typer.Option(min=1e-6)] = 0.7,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check model folder, rows and options.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a model on held-out spoken questions: is it right as written, as heard, and is its speech whole.
 
-    Example: `elocute eval runs/quickstart --data starter/data/heldout.jsonl --vocabulary starter/vocabulary.txt -o out`
+    Example: `elocute eval runs/quickstart --data starter/data/heldout.jsonl --vocabulary starter/answers.txt -o out`
     """
     if suite != "spoken-qa":
         raise InputError(f"--suite {suite}: expected spoken-qa")
-    from elocute.evaluation.evaluate import evaluate_folder
+    from elocute.evaluation.evaluate import check_evaluation, evaluate_folder
     from elocute.progress import RunProgress
     from elocute.report.page import results_table
     from elocute.rollout import Sampling
 
+    listener = _ear(ear, vocabulary)
+    model, examples = check_evaluation(target, data, out, rows=rows, ear=listener)
+    if dry_run:
+        print(json.dumps({"model": str(model), "rows": len(examples)}) if as_json else f"{model}: {len(examples)} rows")
+        return
     with RunProgress(quiet=as_json) as progress:
         values = evaluate_folder(
-            target,
+            model,
             data,
+            examples,
             out,
-            rows=rows,
-            vocabulary=vocabulary,
+            ear=listener,
             sampling=Sampling(max_new_tokens, temperature),
             seed=seed,
             progress=progress,
@@ -168,6 +183,19 @@ def evaluate(
     else:
         Console().print(results_table(values))
         print(f"answers, WAVs and eval.json: {out}")
+
+
+def _ear(folder: Path | None, vocabulary: Path | None):
+    from elocute.recipe.rewards import PocketSphinxSpec, TransformersEarSpec
+
+    if folder is not None and vocabulary is not None:
+        raise InputError("--vocabulary: only PocketSphinx takes one; leave out --ear or --vocabulary")
+    for option, path, there in (("--ear", folder, Path.is_dir), ("--vocabulary", vocabulary, Path.is_file)):
+        if path is not None and not there(path):
+            raise InputError(f"{option}: no such {'folder' if option == '--ear' else 'file'}: {path}")
+    if folder is not None:
+        return TransformersEarSpec(kind="transformers", path=folder)
+    return PocketSphinxSpec(kind="pocketsphinx", vocabulary=vocabulary)
 
 
 @app.command()
@@ -183,7 +211,7 @@ def chat(
 ) -> None:
     """One turn: ask by voice or in writing, get the answer's text printed and its sound as a WAV.
 
-    Example: `elocute chat starter/model --audio starter/audio/question-00.wav -o answer.wav`
+    Example: `elocute chat starter/model --audio starter/audio/heldout-sum-0000.question.wav -o answer.wav`
     """
     if (audio is None) == (text is None):
         raise InputError("chat: expected either --audio or --text")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elocute.data.rows import read_rows
+from elocute.data.rows import check_rows, read_rows
 from elocute.data.types import AudioRef, Message
 from elocute.data.units import write_units
 from elocute.errors import InputError
@@ -189,6 +189,24 @@ def test_every_bad_row_is_reported_and_no_good_one(tmp_path_factory, good):
     lines = problem(path).split("\n")
     assert [line.split(": ")[0] for line in lines[:50]] == [f"{path}:{line}" for line in bad[:50]]
     assert lines[50:] == ([f"… and {len(bad) - 50} more bad rows"] if len(bad) > 50 else [])
+
+
+def test_a_check_of_all_rows_reports_the_first_fifty_that_fail(rows):
+    examples = read_rows(rows(*({"messages": ASK, "n": n} for n in range(120))))
+    checked = []
+
+    def odd(example):
+        checked.append(example.columns["n"])
+        if example.columns["n"] % 2:
+            raise InputError(f"{example.where}: n: expected an even number")
+
+    with pytest.raises(InputError) as caught:
+        check_rows(examples, odd)
+    lines = str(caught.value).split("\n")
+    assert lines[:2] == [f"{examples[n].file}:{n + 1}: n: expected an even number" for n in (1, 3)]
+    assert len(lines) == 51 and lines[-1] == "… and 10 more bad rows"
+    assert checked == list(range(120))
+    check_rows(examples[::2], odd)
 
 
 def test_given_ids_must_differ(rows):

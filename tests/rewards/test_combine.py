@@ -1,4 +1,5 @@
 import math
+import re
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -96,15 +97,50 @@ def test_a_reward_of_weight_zero_is_only_measured():
 def test_a_dead_judge_stops_the_run_in_one_line():
     outcomes = [Unavailable("HTTP 500"), Unavailable("HTTP 500"), Unavailable("late"), Scored(1)]
     mixer = RewardMixer([Weighted(Given("judge", outcomes))])
-    with pytest.raises(RunError, match=r"^reward judge: 3 of 4 .* \(more than 50%\), most often: HTTP 500$"):
-        mixer(batch(4), [0] * 4)
-    assert mixer([answer("2"), answer("3")], [0, 0]).values == [None, 1]  # exactly the share is tolerated
+    judged = mixer(batch(4), [0] * 4)
+    assert judged.values == [None, None, None, 1] and judged.silent == {"judge": (3, 4)}
+    said = "reward judge: 3 of 4 judgements are unavailable (more than 50%), most often: HTTP 500"
+    with pytest.raises(RunError, match=f"^{re.escape(said)}$"):
+        mixer.check_alive(judged, judged.silent)
+    half = mixer([answer("2"), answer("3")], [0, 0])
+    mixer.check_alive(half, half.silent)  # exactly the share is tolerated
 
 
 def test_a_dead_judge_is_seen_among_invalid_answers():
     mixer = RewardMixer([Weighted(Given("judge", [Invalid("no end")] * 9 + [Unavailable("HTTP 500")]))])
+    judged = mixer(batch(10), [0] * 10)
+    assert judged.silent == {"judge": (1, 1)}
     with pytest.raises(RunError, match="1 of 1"):
-        mixer(batch(10), [0] * 10)
+        mixer.check_alive(judged, judged.silent)
+
+
+def test_a_judge_is_dead_for_all_processes_or_for_none():
+    """What counts are the sums, given as floats: a process stops also when its own answers were all judged."""
+    mixer = RewardMixer([Weighted(Given("judge", [Unavailable("HTTP 500")] * 8 + scored(*[1] * 8)))])
+    silent, fine = mixer(batch(8), [0] * 8), mixer([answer(str(8 + i)) for i in range(8)], [0] * 8)
+    assert (silent.silent, fine.silent) == ({"judge": (8, 8)}, {"judge": (0, 8)})
+    for judged in (silent, fine):
+        mixer.check_alive(judged, {"judge": [8.0, 16.0]})
+    for judged, often in ((silent, "HTTP 500"), (fine, "see the other processes")):
+        with pytest.raises(RunError, match=f"9 of 16 judgements .* most often: {often}$"):
+            mixer.check_alive(judged, {"judge": [9.0, 16.0]})
+
+
+def test_without_an_answer_to_judge_no_judge_is_dead():
+    mixer = RewardMixer([Weighted(Given("judge", [Invalid("no end")] * 2))])
+    judged = mixer(batch(2), [0, 0])
+    assert judged.silent == {"judge": (0, 0)}
+    mixer.check_alive(judged, judged.silent)
+
+
+def test_only_rewards_that_decide_can_stop_the_run():
+    outcomes = [Unavailable("x")] * 2
+    parts = [Weighted(Given("measured", outcomes), 0), Weighted(Given("gate", outcomes), 0)]
+    mixer = RewardMixer([*parts, Weighted(Given("a", scored(1, 1)), 1, Gate("gate", 1))])
+    judged = mixer(batch(2), [0, 0])
+    assert judged.silent == {"gate": (2, 2), "a": (0, 2)}
+    with pytest.raises(RunError, match="^reward gate: 2 of 2"):
+        mixer.check_alive(judged, judged.silent)
 
 
 @pytest.mark.parametrize(

@@ -114,8 +114,11 @@ def test_defect_03_no_score_is_made_up():
     assert all(isinstance(o, Unavailable) for o in outcomes[:3]) and outcomes[3].value == 3
     assert "HTTP 500" in outcomes[0].reason and "45" in outcomes[2].reason
     with serving(lambda s, h, b, n: s.fail(h, 500)) as server:
-        with pytest.raises(RunError, match="reward judge: 2 of 2 .*HTTP 500"):
-            RewardMixer([Weighted(judge(server.url))])([answer("a"), answer("b")], [0, 0])
+        mixer = RewardMixer([Weighted(judge(server.url))])
+        judged = mixer([answer("a"), answer("b")], [0, 0])
+    assert judged.values == [None, None]
+    with pytest.raises(RunError, match="reward judge: 2 of 2 .*HTTP 500"):
+        mixer.check_alive(judged, judged.silent)
 
 
 def test_defect_03_judgements_are_not_serial():

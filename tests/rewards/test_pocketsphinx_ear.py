@@ -128,7 +128,7 @@ def test_workers_end_with_their_parent(tmp_path, how):
         os.killpg(parent.pid, how)  # what a terminal does on Ctrl-C
     elif how:
         parent.send_signal(how)
-    _, errors = parent.communicate(timeout=10)
+    _, errors = parent.communicate(timeout=60)
     end = time.monotonic() + 5
     while any(map(_alive, workers)) and time.monotonic() < end:
         time.sleep(0.05)

@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import pytest
 from answers import answer
 
 from elocute.errors import InputError
 from elocute.rewards.outcome import Invalid, Scored
-from elocute.rewards.rule import RuleReward
+from elocute.rewards.rule import RuleReward, right_answers
 
 
 def values(reward, answers):
@@ -48,10 +50,30 @@ def test_a_broken_answer_is_invalid_and_order_is_kept():
     [
         ("exact", {}, r"rows.jsonl:7: answer: expected an accepted answer or a list of them, found None"),
         ("exact", {"answer": []}, r"rows.jsonl:7: answer: expected"),
+        ("exact", {"answer": ""}, r"rows.jsonl:7: answer: expected an accepted answer or a list of them, found ''"),
+        ("exact", {"answer": ["4", " "]}, r"rows.jsonl:7: answer: expected an accepted answer or a list"),
+        ("exact", {"answer": ["4", "…"]}, r"rows.jsonl:7: answer: expected words, found '…'"),
+        ("regex", {"answer": ""}, r"rows.jsonl:7: answer: expected an accepted answer"),
         ("regex", {"answer": "("}, r"rows.jsonl:7: answer: not a regular expression"),
         ("number", {"answer": "cold"}, r"rows.jsonl:7: answer: expected one number, found 'cold'"),
     ],
 )
 def test_a_row_that_cannot_be_judged_is_named(match, columns, message):
+    reward = RuleReward("rule", "answer", match)
     with pytest.raises(InputError, match=message):
-        RuleReward("rule", "answer", match)([answer("4", **columns)])
+        reward([answer("4", **columns)])
+    with pytest.raises(InputError, match=message):  # and so it is before anything is sampled
+        reward.check([answer("", answer="4").example, answer("", **columns).example])
+
+
+def test_a_check_names_every_row_that_cannot_be_judged():
+    rows = [replace(answer("", answer=value).example, line=line) for line, value in enumerate(["4", None, 4, []], 1)]
+    with pytest.raises(InputError) as caught:
+        RuleReward("rule", "answer").check(rows)
+    assert [line.split(": ")[0] for line in str(caught.value).split("\n")] == ["rows.jsonl:2", "rows.jsonl:4"]
+    RuleReward("rule", "answer").check(rows[::2])
+
+
+def test_silence_is_never_right():
+    assert right_answers(answer("", answer=["Four!", 4, "21"]).example, "answer") == {"four", "twenty one"}
+    assert values(RuleReward("rule", "answer"), [answer("", answer="4"), answer("?!", answer="4")]) == [0, 0]

@@ -43,6 +43,16 @@ def test_the_nearest_of_several_references_counts(bert):
     assert same.value == pytest.approx(1) and far.value < same.value
 
 
+def test_a_check_names_every_row_without_a_reference(bert):
+    rows = [answer("a", **columns).example for columns in ({"reference": "a"}, {}, {"reference": ["a", ""]})]
+    reward = EmbeddingReward("e", bert, "reference", device="cpu")
+    with pytest.raises(InputError) as caught:
+        reward.check(rows)
+    lines = str(caught.value).split("\n")
+    assert len(lines) == 2 and all(line.startswith("rows.jsonl:7: reference: expected an accepted") for line in lines)
+    reward.check(rows[:1])
+
+
 def test_classifier_gives_the_labels_probability(labelled):
     model = AutoModelForSequenceClassification.from_pretrained(labelled).double().eval()
     tokenizer = AutoTokenizer.from_pretrained(labelled)

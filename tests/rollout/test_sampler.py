@@ -56,9 +56,27 @@ def test_defect_01_a_prompt_is_run_once_for_its_group_and_every_token_once(speak
     assert [rows for rows, _width in fed[1:]] == [sum(n > t + 1 for n in lengths) for t in range(max(lengths) - 1)]
 
 
-def test_defect_12_truncation_is_flagged(tiny_lm):
-    rollout = sample_groups(tiny_lm, PROMPTS[:1], [[7]], Sampling(1))[0][0]
-    assert rollout.truncated or rollout.broken
+def test_defect_12_truncation_is_flagged(speaking_lm):
+    """Cut at any token, an answer that was going well has no end; one whose end is the last token allowed has one."""
+
+    def sample(limit):
+        return sample_groups(speaking_lm, PROMPTS[:1], [[7]], Sampling(limit))[0][0]
+
+    whole = sample(60)
+    assert whole.broken is None and not whole.truncated and 6 < len(whole.tokens) < 60
+    for limit in range(1, len(whole.tokens)):
+        rollout = sample(limit)
+        assert rollout.truncated and rollout.broken.startswith("no end"), limit
+        assert rollout.tokens.ids.equal(whole.tokens.ids[:limit])
+    exact = sample(len(whole.tokens))
+    assert not exact.truncated and exact.broken is None and exact.tokens.ids.equal(whole.tokens.ids)
+
+
+def test_an_answer_broken_before_the_limit_is_not_truncated(tiny_lm):
+    rollouts = sample_groups(tiny_lm, PROMPTS[:1], [list(range(20))], Sampling(40))[0]
+    broken = [rollout for rollout in rollouts if len(rollout.tokens) < 40]
+    assert len(broken) > 5
+    assert all(rollout.broken and not rollout.truncated for rollout in broken)
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (3, 1.0), (0, 0.6), (4, 0.7)])

@@ -8,13 +8,23 @@ import torch
 
 from elocute.data.cache import EncodedAudio
 from elocute.data.rows import read_rows
+from elocute.errors import RunError
 from elocute.recipe import Recipe, load_recipe
 from elocute.rewards.outcome import Invalid, Scored
 from elocute.speech.codec import StarterCodec
 from elocute.training import update
 from elocute.training.trainer import Trainer
 
-REWARD = "def constant(completions):\n    return [0.5] * len(completions)\n"
+REWARD = """
+def constant(completions):
+    return [0.5] * len(completions)
+
+def silent(completions):
+    return [None] * len(completions)
+
+def one_voice(completions):
+    return [None] * (len(completions) - 1) + [0.5]
+"""
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +66,35 @@ def test_defect_12_a_truncated_answer_is_penalised_and_not_trained_as_complete(f
     assert advantage.min() < 0 < advantage.max()
     assert lines[0]["rollout/truncated"] == sum(truncated)
     assert lines[0]["outcomes/invalid"] >= sum(truncated)
+
+
+@pytest.mark.parametrize("mixing", ["{kind: adaptive}", "{kind: fixed, value: 0.5}"])
+def test_a_dead_judge_stops_the_run_before_it_learns(folder, tmp_path, mixing):
+    """At once, with one line; what was learned before stays as it is."""
+    reward = f"rewards=[{{kind: function, function: '{folder / 'reward.py'}:silent', low: -1, high: 1}}]"
+    trainer = Trainer(make_recipe(folder, tmp_path / "run", reward, f"objective.mixing={mixing}"))
+    before = [parameter.clone() for parameter in trainer.raw_policy.parameters()]
+    said = r"judgements are unavailable \(more than 50%\), most often: the function gave no score"
+    with pytest.raises(RunError, match=rf"^reward \w+: (\d+) of \1 {said}$"):
+        trainer.train()
+    assert trainer.step == 0 and not (tmp_path / "run/metrics.jsonl").exists()
+    assert all(torch.equal(old, new) for old, new in zip(before, trainer.raw_policy.parameters(), strict=True))
+
+
+def test_a_judge_that_may_fall_silent_leaves_its_answers_out(folder, tmp_path, monkeypatch):
+    """Of all proper answers one is scored: the others stand in no mean and in no count of tokens."""
+    reward = f"rewards=[{{kind: function, function: '{folder / 'reward.py'}:one_voice', low: -1, high: 1}}]"
+    trainer = Trainer(make_recipe(folder, tmp_path / "run", reward, "reward_mix.max_unavailable=1", "steps=1"))
+    seen, lines = [], []
+    learn = trainer._learn
+    monkeypatch.setattr(trainer, "_learn", lambda *args: (seen.append(args[0]), learn(*args))[1])
+    trainer.train(lambda _step, values: lines.append(values))
+    [experience], [line] = seen, lines
+    there = experience.available.flatten().tolist()
+    assert line["outcomes/scored"] == 1 and line["outcomes/unavailable"] == there.count(False) > 1
+    tokens = [rollout.tokens for rollout, judged in zip(experience.rollouts, there, strict=True) if judged]
+    assert line["pg/tokens"] == sum(int((answer.text & answer.action).sum()) for answer in tokens)
+    assert trainer.rollout_rows(experience).counted == there.count(True)
 
 
 def test_defect_12_training_encodes_each_file_once(folder, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -242,18 +243,98 @@ def test_gradient_checkpointing_recomputes_and_changes_nothing(model_folder, ove
         assert (gradient - gradients[1][name]).norm() < 1e-5 * gradient.norm(), name
 
 
+# bfloat16: the trunk computes in it, what is trained is float32
+
+
+BFLOAT16 = ["dtype=bfloat16"]
+SUPERVISED = ["objective.mixing={kind: fixed, value: 0}", "objective.kl.text=0", "objective.kl.speech=0"]
+
+
+def moves(model: Path, run: Path, *overrides: str) -> torch.Tensor:
+    """What a supervised run adds to every trained weight."""
+    trainer = Trainer(make_recipe(model, *SUPERVISED, "optim.schedule=constant", *overrides, run=run))
+    trained = [parameter for parameter in trainer.raw_policy.parameters() if parameter.requires_grad]
+    before = [parameter.detach().double() for parameter in trained]
+    trainer.train()
+    return torch.cat([(new.detach() - old).flatten() for new, old in zip(trained, before, strict=True)])
+
+
+@pytest.mark.parametrize("overrides", [[], LORA], ids=["full", "lora"])
+def test_bfloat16_moves_weights_as_float32_does_at_a_small_learning_rate(model_folder, tmp_path, overrides):
+    """In bfloat16 weights a step of 1e-6 would vanish: at 0.02 their next value is 1e-4 away."""
+    small = [*overrides, "optim.lr=1e-6", "rollout.prompts_per_step=8"]
+    expected = moves(model_folder, tmp_path / "float32", *small)
+    ours = moves(model_folder, tmp_path / "bfloat16", *small, *BFLOAT16)
+    moved = expected.abs() > 5e-7  # words that no row holds stay where they are
+    assert moved.double().mean() > 0.3
+    assert (ours[moved].abs() > 1e-7).double().mean() > 0.99
+    assert torch.corrcoef(torch.stack([expected, ours]))[0, 1] > 0.98
+    assert ours.norm() == pytest.approx(float(expected.norm()), rel=0.01)
+
+
+@pytest.mark.parametrize("overrides", [[], LORA], ids=["full", "lora"])
+def test_bfloat16_sampler_and_policy_agree(speaking_lm, tmp_path, overrides):
+    speaking_lm.save(tmp_path)
+    policy = load_policy(make_recipe(tmp_path, *overrides, *BFLOAT16))
+    types = {parameter.dtype for parameter in policy.parameters() if parameter.requires_grad}
+    assert types == {torch.float32}
+    frozen = {parameter.dtype for parameter in policy.parameters() if not parameter.requires_grad}
+    assert frozen == ({torch.bfloat16} if overrides else set())
+    perturb(policy)
+    computed = []
+    layer = policy.lm.trunk().layers[1].mlp.down_proj
+    layer.register_forward_hook(lambda _module, _inputs, output: computed.append(output.dtype))
+    rollouts = [row[0] for row in sample_groups(policy.lm, PROMPTS, [[1], [2]], Sampling(30))]
+    sampled = len(computed)
+    mask = torch.nn.utils.rnn.pad_sequence([r.tokens.action for r in rollouts], batch_first=True)
+    batch = make_batch(PROMPTS, [r.tokens for r in rollouts], mask, "cpu")
+    logp = policy(batch)[0]
+    assert len(computed) > sampled and set(computed) == {torch.bfloat16}
+    assert logp.dtype == torch.float32
+    said = torch.cat([r.logprob[r.tokens.action] for r in rollouts])
+    assert (logp - said).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("overrides", [[], LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("estimator", ["k3", "exact"])
+def test_bfloat16_kl_is_zero_before_training(model_folder, overrides, estimator):
+    recipe = make_recipe(model_folder, *KL, *overrides, f"objective.kl.estimator={estimator}", *BFLOAT16)
+    policy, batch = load_policy(recipe), make_rows()
+    reference = Reference(recipe, policy)
+    assert not kl_per_token(recipe, policy, batch, reference)[1].any()
+    perturb(policy)
+    assert kl_per_token(recipe, policy, batch, reference)[1].mean() > 1e-3
+
+
 @pytest.mark.parametrize("overrides", [[], LORA, ["objective.kl.estimator=exact"]], ids=["full", "lora", "exact"])
-def test_bfloat16_runs_and_resumes(model_folder, tmp_path, overrides):
-    recipe = make_recipe(model_folder, *KL, *overrides, "dtype=bfloat16", "checkpoint.every=1", run=tmp_path / "run")
-    trainer = Trainer(recipe)
-    assert trainer.lm.head().weight.dtype == torch.bfloat16
+def test_bfloat16_resumes_byte_for_byte(model_folder, tmp_path, overrides):
+    every = [*KL, *overrides, *BFLOAT16, "optim.schedule=constant", "checkpoint.every=1"]
+    Trainer(make_recipe(model_folder, *every, "steps=1", run=tmp_path / "cut")).train()
+    resumed = Trainer(make_recipe(model_folder, *every, run=tmp_path / "cut"), resume=True)
+    assert resumed.step == 1
+    resumed.train()
     lines = []
-    assert trainer.train(lambda _step, values: lines.append(values))
-    assert all(torch.isfinite(torch.tensor(line["loss/total"])) for line in lines)
-    again = Trainer(recipe, resume=True)
-    assert again.step == 2
-    for one, two in zip(trainer.raw_policy.parameters(), again.raw_policy.parameters(), strict=True):
-        assert one.dtype == two.dtype and torch.equal(one, two)
+    Trainer(make_recipe(model_folder, *every, run=tmp_path / "whole")).train(lambda _, values: lines.append(values))
+    assert len(lines) == 2 and torch.isfinite(torch.tensor([line["loss/total"] for line in lines])).all()
+    for name in ("model.safetensors", "optimizer.safetensors", "state.json"):
+        cut, whole = (tmp_path / run / "checkpoints/step-2" / name for run in ("cut", "whole"))
+        assert cut.read_bytes() == whole.read_bytes(), name
+    saved = load_file(tmp_path / "whole/checkpoints/step-2/model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("overrides", [[], LORA], ids=["full", "lora"])
+def test_bfloat16_activations_are_recomputed_as_they_were(model_folder, overrides):
+    """Checkpointed or not: the same bits, when both run every answer behind its own prompt."""
+    gradients = []
+    for checkpointing in ("false", "true"):
+        recipe = make_recipe(model_folder, *overrides, *BFLOAT16, f"gradient_checkpointing={checkpointing}")
+        policy, batch = Policy(load_policy(recipe).lm, share_prompts=False), make_rows()
+        perturb(policy)
+        policy(batch)[0].sum().backward()
+        gradients.append({name: p.grad for name, p in policy.named_parameters() if p.requires_grad})
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+    assert all(gradient.any() for gradient in gradients[1].values())
 
 
 # freezing

@@ -15,9 +15,21 @@ from safetensors.torch import load_file
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 REWARD = """
+import os
+
 def fours(completions):
     texts = [completion[0]["content"].split() for completion in completions]
     return [text.count("four") / len(text) if text else 0.0 for text in texts]
+
+def without(places, completions):
+    first = 8 * int(os.environ.get("RANK", 0))  # of the 16 answers of a step, each of two processes has 8
+    return [None if first + i in places else value for i, value in enumerate(fours(completions))]
+
+def all_but_five(completions):
+    return without(range(5), completions)
+
+def all_but_nine(completions):
+    return without([0, 1, 2, 3, 11, 12, 13, 14, 15], completions)
 """
 WEIGHTS = "model/model.safetensors"
 
@@ -49,10 +61,10 @@ def metrics(run: Path) -> list[dict]:
     return [{k: v for k, v in line.items() if "second" not in k and "_per_s" not in k} for line in lines]
 
 
-def assert_one(folder: Path, one: str, two: str) -> None:
+def assert_one(folder: Path, one: str, two: str, steps: int = 3) -> None:
     """Weights and metrics of both runs are the same to 1e-6, and something was learned."""
     ours, theirs = metrics(folder / one), metrics(folder / two)
-    assert len(ours) == len(theirs) == 3
+    assert len(ours) == len(theirs) == steps
     for mine, yours in zip(ours, theirs, strict=True):
         assert yours == pytest.approx(mine, rel=1e-6, abs=1e-6)
         assert mine["lambda"] > 0 and mine["reward/std"] > 0
@@ -85,6 +97,32 @@ def test_two_processes_are_one_with_lora(folder):
     done = [train(folder, f"lora-{n}", *lora, processes=n) for n in (1, 2)]
     assert [d.returncode for d in done] == [0, 0], done[1].stderr
     assert_one(folder, "lora-1", "lora-2")
+
+
+def silent(folder: Path, name: str) -> list[str]:
+    """One step whose 16 answers are all proper, so that the reward is asked for every one of them."""
+    reward = f"rewards=[{{kind: function, function: '{folder / 'reward.py'}:{name}', low: 0, high: 1}}]"
+    return [reward, "steps=1", "rollout.max_new_tokens=60", "optim.lr=0.002", "data.eval=null", "report=false"]
+
+
+def test_a_judge_silent_for_one_process_is_weighed_over_all(folder):
+    """5 of 8 here, 0 of 8 there: 5 of 16 are tolerated, and the means are over the 11 that were judged."""
+    done = [train(folder, f"five-{n}", *silent(folder, "all_but_five"), processes=n) for n in (1, 2)]
+    assert [d.returncode for d in done] == [0, 0], done[1].stderr
+    [line] = metrics(folder / "five-2")
+    assert [line[f"outcomes/{kind}"] for kind in ("scored", "invalid", "unavailable")] == [11, 0, 5]
+    assert_one(folder, "five-1", "five-2", steps=1)
+
+
+def test_a_dead_judge_stops_all_processes_with_one_error(folder):
+    """4 of 8 here, which alone is tolerated, 5 of 8 there: both stop, for the same 9 of 16."""
+    done = train(folder, "nine", *silent(folder, "all_but_nine"), processes=2)
+    assert done.returncode == 1
+    said = [line for line in done.stderr.splitlines() if "judgements" in line]
+    reason = "are unavailable (more than 50%), most often: the function gave no score"
+    assert said and {line.partition(": ")[2] for line in said} == {f"9 of 16 judgements {reason}"}
+    assert "src/elocute" not in done.stderr
+    assert not (folder / "nine/metrics.jsonl").exists()
 
 
 def test_a_step_that_cannot_be_shared_evenly_is_one_clear_line(folder):

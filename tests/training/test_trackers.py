@@ -41,7 +41,7 @@ def test_a_tracker_that_is_not_installed_is_one_line_with_a_hint(name, monkeypat
     monkeypatch.setattr("elocute.recipe.load.version", version)
     with pytest.raises(InputError) as caught:
         load_recipe(RECIPE, [f"trackers=[{name}]", "model=src"])
-    assert str(caught.value) == f"{RECIPE}: trackers: {name} is not installed; pip install 'elocute[trackers]'"
+    assert str(caught.value) == f"{RECIPE}: trackers: {name} is not installed; pip install -e '.[trackers]'"
 
 
 def test_the_extra_of_the_hint_brings_every_tracker():

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from elocute.training.update import Rows, Update
 
 LAMBDA = 0.3
 REWARDS = torch.tensor([[0.0, 1.0, 0.25], [1.0, 0.5, 0.0]], dtype=torch.float64)
-AVAILABLE = torch.tensor([[True, True, True], [True, False, True]])
+AVAILABLE = torch.tensor([[True, True, False], [True, True, True]])  # the one no judge judged is the longest
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,12 @@ def make_answers(layout, draw: torch.Generator) -> list[Tokens]:
     return [*whole, cut, speech, layout.assemble(numbers(2, 30, 280), numbers(11, 0, layout.n_units))]
 
 
+def sampler_logp(tokens: Tokens, draw: torch.Generator) -> torch.Tensor:
+    """What a sampler may have said: near a uniform distribution, so that some ratios are above the cap."""
+    said = -6.8 + 0.8 * torch.randn(len(tokens), generator=draw)
+    return torch.where(tokens.action, said, 0.0)
+
+
 class Setting:
     """A perturbed policy, its reference, and rows of differing lengths. `rollouts` and `targets` go into Update."""
 
@@ -60,16 +67,14 @@ class Setting:
         layout = self.policy.lm.layout
         prompts = [torch.randint(30, 280, (n,), generator=draw) for n in (4, 9)]
         self.perturb(0.02)
-        rollouts = [
-            Rollout(prompts[row // 3], tokens, self._sampler_logp(tokens, draw), torch.zeros(0), None, False, row)
+        self.sampled = [
+            Rollout(prompts[row // 3], tokens, sampler_logp(tokens, draw), torch.zeros(0), None, False, row)
             for row, tokens in enumerate(make_answers(layout, draw))
         ]
-        experience = Experience(rollouts, [], None, REWARDS, AVAILABLE, slice(0, 2))
-        self.rollouts = Trainer.rollout_rows(self, experience)
+        self.rollouts = self.rows_of(self.sampled, REWARDS, AVAILABLE)
         self.targets = Rows.of(prompts, [make_answers(layout, draw)[0], make_answers(layout, draw)[1]])
-        reference = Reference(recipe, self.policy) if recipe.objective.uses_reference else None
-        self.reference = reference
-        self.update = Update(recipe, self.policy, reference, Accelerator(cpu=True))
+        self.reference = Reference(recipe, self.policy) if recipe.objective.uses_reference else None
+        self.update = Update(recipe, self.policy, self.reference, Accelerator(cpu=True))
         self.old_network = copy.deepcopy(self.policy.network)
         if old:
             self.update.score_before(self.rollouts)
@@ -81,10 +86,10 @@ class Setting:
             for parameter in self.policy.parameters():
                 parameter += size * torch.randn(parameter.shape, generator=draw)
 
-    def _sampler_logp(self, tokens: Tokens, draw: torch.Generator) -> torch.Tensor:
-        """What a sampler may have said: near a uniform distribution, so that some ratios are above the cap."""
-        said = -6.8 + 0.8 * torch.randn(len(tokens), generator=draw)
-        return torch.where(tokens.action, said, 0.0)
+    def rows_of(self, rollouts: list[Rollout], rewards: torch.Tensor, available: torch.Tensor) -> Rows:
+        """rollouts [P·G], rewards and available [P, G]."""
+        experience = Experience(rollouts, [], None, rewards, available, slice(0, len(rewards)))
+        return Trainer.rollout_rows(self, experience)
 
     def gradients(self) -> dict[str, torch.Tensor]:
         found = {name: parameter.grad.clone() for name, parameter in self.policy.network.named_parameters()}
@@ -118,6 +123,11 @@ def normalised(rows: list[list[torch.Tensor]], normaliser: str) -> torch.Tensor:
     return total
 
 
+def judged(answers: list[Tokens]) -> list[tuple[int, Tokens]]:
+    """The rollouts that were judged, with their places: the only ones that stand in any sum or denominator."""
+    return [(row, answers[row]) for row, there in enumerate(AVAILABLE.flatten().tolist()) if there]
+
+
 def chosen(answer: Tokens, scope: str) -> list[int]:
     text = {"all": (True, False), "text": (True,), "speech": (False,)}[scope]
     return [t for t in range(len(answer)) if bool(answer.action[t]) and bool(answer.text[t]) in text]
@@ -144,7 +154,7 @@ def twin_policy_gradient(setting: Setting, network, advantages) -> torch.Tensor:
         before = copy.deepcopy(setting.old_network).double() if rows.old_logp is not None else network
         old = token_rows(before, rows.prompts, rows.answers, temperature)
     losses: list[list[torch.Tensor]] = []
-    for row, answer in enumerate(rows.answers):
+    for row, answer in judged(rows.answers):
         losses.append([])
         for t in chosen(answer, spec.scope):
             token = int(answer.ids[t])
@@ -165,7 +175,7 @@ def twin_kl(setting: Setting, network, reference, modality: str) -> torch.Tensor
     with torch.no_grad():
         theirs = token_rows(reference, rows.prompts, rows.answers, recipe.rollout.temperature)
     losses: list[list[torch.Tensor]] = []
-    for row, answer in enumerate(rows.answers):
+    for row, answer in judged(rows.answers):
         losses.append([])
         for t in chosen(answer, modality):
             if recipe.objective.kl.estimator == "exact":
@@ -187,6 +197,22 @@ def twin_sft(setting: Setting, network) -> torch.Tensor:
         for row, answer in enumerate(rows.answers)
     ]
     return (1 - LAMBDA) * normalised(losses, spec.normaliser)
+
+
+def twin_metrics(setting: Setting) -> dict[str, float]:
+    """What is counted and measured about the rollouts, before any normalising."""
+    spec, rows = setting.recipe.objective.policy_gradient, setting.rollouts
+    with torch.no_grad():
+        policy = token_rows(setting.policy.network, rows.prompts, rows.answers, setting.recipe.rollout.temperature)
+    gaps = [
+        abs(float(policy[row][t, answer.ids[t]] - rows.sampler_logp[row, t]))
+        for row, answer in judged(rows.answers)
+        for t in chosen(answer, spec.scope)
+        if (spec.text_weight if answer.text[t] else spec.speech_weight) > 0
+    ]
+    counts = {"pg/tokens": len(gaps), "sampler/mismatch": sum(gaps)}
+    kl = [m for m in ("text", "speech") if getattr(setting.recipe.objective.kl, m)]
+    return counts | {f"kl/{m}_tokens": sum(len(chosen(a, m)) for _, a in judged(rows.answers)) for m in kl}
 
 
 def twin(setting: Setting) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
@@ -223,7 +249,7 @@ PG, SFT = "objective.policy_gradient", "objective.sft"
         [f"{PG}.scope=all", f"{SFT}.scope=text"],
         [f"{PG}.scope=speech", f"{SFT}.scope=speech"],
         [f"{PG}.normaliser=token", f"{SFT}.normaliser=token", f"{PG}.scope=all"],
-        [f"{PG}.normaliser=group", f"{SFT}.normaliser=group"],
+        [f"{PG}.normaliser=group", f"{SFT}.normaliser=group", f"{PG}.scope=all"],
         [f"{PG}.scope=all", f"{PG}.text_weight=2", f"{PG}.speech_weight=0.3", f"{SFT}.text_weight=0.2"],
         [f"{PG}.scope=all", f"{PG}.text_weight=0", f"{SFT}.speech_weight=0"],
         [f"{PG}.baseline=leave_one_out"],
@@ -232,9 +258,8 @@ PG, SFT = "objective.policy_gradient", "objective.sft"
         ["objective.kl.estimator=exact", "rollout.temperature=0.7"],
         ["objective.kl.text=0", f"{PG}.scope=speech"],
         ["objective.kl.text=0", "objective.kl.speech=0"],
-        ["rollout.temperature=0.6"],
+        ["rollout.temperature=0.6", "rollout.importance_cap=100"],
         ["rollout.temperature=1.3", "rollout.importance_cap=0.8"],
-        ["rollout.importance_cap=100"],
     ],
     ids=lambda overrides: " ".join(o.removeprefix("objective.") for o in overrides) or "as the recipe says",
 )
@@ -243,6 +268,7 @@ def test_loss_and_gradient_are_the_twins(model_folder, overrides):
     totals = setting.update(setting.rollouts, setting.targets, LAMBDA).values
     parts, gradients = twin(setting)
     assert {name for name in totals if name.startswith("loss/")} == parts.keys()
+    parts |= twin_metrics(setting)
     assert {name: totals[name] for name in parts} == pytest.approx(parts, rel=1e-5, abs=1e-7)
     assert_same_gradients(setting.gradients(), gradients, 2e-5)
 
@@ -278,10 +304,54 @@ def test_padding_and_the_order_of_rows_are_invisible(whole, order, micro_batch):
     )
     rows = setting.rollouts
     shuffled = Rows.of([rows.prompts[i] for i in order], [rows.answers[i] for i in order])
+    shuffled.leave_out(AVAILABLE.flatten()[order])
     shuffled.advantage, shuffled.sampler_logp = rows.advantage[order], rows.sampler_logp[order]
     update = Update(recipe, setting.policy, setting.reference, setting.update.accelerator)
     assert update(shuffled, setting.targets, LAMBDA).values == pytest.approx(totals, rel=1e-5)
     assert_same_gradients(setting.gradients(), gradients, 1e-5)
+
+
+def learn(setting: Setting, cells) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """Metrics and gradient of one update on (rollout, reward, available) of two groups, without targets."""
+    rollouts, *rest = zip(*cells, strict=True)
+    rows = setting.rows_of(rollouts, *(torch.tensor(values).view(2, -1) for values in rest))
+    if setting.recipe.objective.policy_gradient.clip is not None:
+        setting.update.score_before(rows)
+    return setting.update(rows, None, LAMBDA).values, setting.gradients()
+
+
+@pytest.mark.parametrize("normaliser", ["sequence", "token", "group"])
+@pytest.mark.parametrize("overrides", [[], ["objective.kl.estimator=exact"], [f"{PG}.clip=0.1"]], ids=" ".join)
+def test_an_unavailable_rollout_changes_nothing(model_folder, normaliser, overrides):
+    """However many a group holds, wherever, whatever they say and whatever number stands in their cell."""
+    setting = Setting(make_recipe(model_folder, f"{PG}.scope=all", f"{PG}.normaliser={normaliser}", *overrides))
+    answers = make_answers(setting.policy.lm.layout, torch.Generator().manual_seed(8))
+    cells = list(zip(setting.sampled, REWARDS.flatten().tolist(), [True] * 6, strict=True))
+    alone, without = learn(setting, cells)
+    place = st.integers(0, 3)
+
+    @settings(max_examples=6)
+    @given(st.lists(st.tuples(place, place, st.sampled_from(answers), st.floats(-1e6, 1e6)), min_size=1, max_size=2))
+    def check(added):
+        groups = [cells[:3], cells[3:]]
+        for *places, tokens, reward in added:
+            logp = sampler_logp(tokens, torch.Generator().manual_seed(9))
+            for group, where in zip(groups, places, strict=True):
+                group.insert(where, (replace(group[0][0], tokens=tokens, logprob=logp), reward, False))
+        totals, gradients = learn(setting, groups[0] + groups[1])
+        assert totals == pytest.approx(alone, rel=1e-5)
+        assert_same_gradients(gradients, without, 1e-5)
+
+    check()
+
+
+def test_when_no_judge_answers_only_the_supervised_targets_are_learned(model_folder):
+    setting = Setting(make_recipe(model_folder, f"{PG}.scope=all"))
+    rows = setting.rows_of(setting.sampled, REWARDS, torch.zeros(2, 3, dtype=torch.bool))
+    totals, ours = setting.update(rows, setting.targets, LAMBDA).values, setting.gradients()
+    alone = setting.update(None, setting.targets, LAMBDA).values
+    assert_same_gradients(ours, setting.gradients(), 1e-6)
+    assert {name: value for name, value in totals.items() if value} == pytest.approx(alone)
 
 
 def test_without_anything_to_learn_the_gradient_is_zero(model_folder):

@@ -19,7 +19,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +68,27 @@ def read_rows(path: str | Path, *, check_audio: bool = True) -> list[Example]:
             examples.append(example)
         except _BadRow as error:
             bad.append(f"{path}:{line}: {error}")
-    if bad:
-        more = [f"… and {len(bad) - MOST_REPORTED} more bad rows"] if len(bad) > MOST_REPORTED else []
-        raise InputError("\n".join(bad[:MOST_REPORTED] + more))
+    _report(bad)
     if not examples:
         raise InputError(f"{path}: expected at least one row, the file holds none")
     return examples
+
+
+def check_rows(examples: Iterable[Example], check: Callable[[Example], Any]) -> None:
+    """Call `check` on every row; one InputError for all rows that raise one, a line each."""
+    bad = []
+    for example in examples:
+        try:
+            check(example)
+        except InputError as error:
+            bad.append(str(error))
+    _report(bad)
+
+
+def _report(bad: list[str]) -> None:
+    if bad:
+        more = [f"… and {len(bad) - MOST_REPORTED} more bad rows"] if len(bad) > MOST_REPORTED else []
+        raise InputError("\n".join(bad[:MOST_REPORTED] + more))
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

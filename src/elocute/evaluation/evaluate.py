@@ -2,30 +2,36 @@
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import closing
+from importlib.metadata import version
 from pathlib import Path
 
 from elocute.data.cache import EncodedAudio
 from elocute.data.digest import digest_file, digest_folder
 from elocute.data.files import write_atomically
-from elocute.data.rows import read_rows
+from elocute.data.rows import check_rows, read_rows
 from elocute.data.types import Example
 from elocute.errors import InputError
 from elocute.evaluation.listening import write_answers
-from elocute.evaluation.spoken_qa import answer_all, by_column, judge_all, right_answers, summarise
+from elocute.evaluation.spoken_qa import answer_all, by_column, judge_all, summarise
 from elocute.evaluation.statistics import Estimate
-from elocute.models import InterleavedLM, load_model
-from elocute.rewards.asr import PocketSphinxEar
+from elocute.models import InterleavedLM, load_speaker
+from elocute.models.interleaved import load_vocabulary
+from elocute.recipe.rewards import EarSpec, PocketSphinxSpec
+from elocute.rewards.build import build_ear
+from elocute.rewards.rule import right_answers
 from elocute.rollout import Sampling
 
 SOUNDS = 24
 """Answers whose WAVs are kept."""
 
 
-def read_eval_rows(path: Path, limit: int | None) -> list[Example]:
-    """The (first `limit`) rows of a file, checked for their right answers."""
+def read_eval_rows(path: Path, limit: int | None, ear: EarSpec) -> list[Example]:
+    """The (first `limit`) rows of a file, checked for their right answers; so is the ear's vocabulary."""
+    if isinstance(ear, PocketSphinxSpec):
+        build_ear(ear).close()
     rows = read_rows(path)[:limit]
-    for row in rows:
-        right_answers(row)
+    check_rows(rows, lambda row: right_answers(row, "answer"))
     return rows
 
 
@@ -46,8 +52,10 @@ def evaluate(
     name: str,
     *,
     earlier: dict,
+    model: Path,
+    data: Path,
     samples: Path,
-    vocabulary: Path | None,
+    ear: EarSpec,
     sampling: Sampling,
     seed: int,
     batch: int = 64,
@@ -55,17 +63,21 @@ def evaluate(
 ) -> dict:
     """Answer, hear, judge. Returns eval.json's content: `earlier` and, under `name`, the metrics.
 
-    `samples/name.jsonl` gets every answer; `vocabulary` is a file with the words that the ear may hear.
+    model, data: where `lm` and `examples` came from, for their digests. `samples/name.jsonl` gets every answer.
     """
-    ear = PocketSphinxEar(words=vocabulary.read_text().splitlines() if vocabulary else None)
     utterances = answer_all(lm, audio, examples, sampling, seed=seed, batch=batch, progress=progress)
-    rows = judge_all(examples, utterances, ear.transcribe)
+    with closing(build_ear(ear)) as listener:
+        rows = judge_all(examples, utterances, listener.transcribe)
     write_answers(samples, name, rows, audio, sounds=SOUNDS)
     values = earlier | {
         "normalisation": "elocute.data.normalise: case, punctuation, numbers as words",
-        "ear": f"PocketSphinx, bundled en-us model, {'closed' if vocabulary else 'open'} vocabulary",
+        "ear": _describe(ear),
         "seed": seed,
         "temperature": sampling.temperature,
+        "max_new_tokens": sampling.max_new_tokens,
+        "versions": {name: version(name) for name in ("elocute", "torch", "transformers", "pocketsphinx", "jiwer")},
+        "data_digest": digest_file(data),
+        "model_digest": earlier.get("model_digest", {}) | {name: digest_folder(model)},
         name: _to_json(summarise(rows)),
     }
     for column in ("difficulty", "category"):
@@ -76,41 +88,53 @@ def evaluate(
     return values
 
 
+def _describe(ear: EarSpec) -> str:
+    if isinstance(ear, PocketSphinxSpec):
+        return f"PocketSphinx, bundled en-us model, {'closed' if ear.vocabulary else 'open'} vocabulary"
+    return f"transformers: {ear.path}"
+
+
 def _to_json(metrics: dict[str, Estimate]) -> dict:
     return {name: estimate.to_json() for name, estimate in metrics.items()}
 
 
+def check_evaluation(
+    target: Path, data: Path, out: Path, *, rows: int | None, ear: EarSpec
+) -> tuple[Path, list[Example]]:
+    """What `elocute eval` needs, before a model is loaded: (model folder of a model or run, rows)."""
+    model = target / "model" if (target / "recipe.yaml").exists() else target
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"-o {out}: expected a new folder or an empty one")
+    load_vocabulary(model)
+    return model, read_eval_rows(data, rows, ear)
+
+
 def evaluate_folder(
-    target: Path,
+    model: Path,
     data: Path,
+    examples: Sequence[Example],
     out: Path,
     *,
-    rows: int | None,
-    vocabulary: Path | None,
+    ear: EarSpec,
     sampling: Sampling,
     seed: int,
     progress: Callable[[str, int, int, dict], None],
 ) -> dict:
-    """`elocute eval`: a model folder or a run into `out`, the metrics under "result"; returns eval.json."""
-    model = target / "model" if (target / "recipe.yaml").exists() else target
-    if vocabulary is not None and not vocabulary.is_file():
-        raise InputError(f"--vocabulary: no such file: {vocabulary}")
-    if (out / "recipe.yaml").exists():
-        raise InputError(f"-o {out}: expected a folder of its own, not a run's: its eval.json is the run's")
-    examples = read_eval_rows(data, rows)
-    lm = load_model(model)
+    """`elocute eval`: a model folder on checked rows into `out`, the metrics under "result"; returns eval.json."""
+    lm = load_speaker(model)
     values = evaluate(
         lm,
         EncodedAudio(lm.codec),
         examples,
         "result",
         earlier={},
+        model=model,
+        data=data,
         samples=out,
-        vocabulary=vocabulary,
+        ear=ear,
         sampling=sampling,
         seed=seed,
         progress=lambda done: progress("evaluate", done, len(examples), {}),
     )
-    values |= {"model": str(model), "model_digest": digest_folder(model), "data_digest": digest_file(data)}
     write_eval(out / "eval.json", values)
     return values

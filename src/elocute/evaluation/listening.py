@@ -41,8 +41,6 @@ def write_answers(folder: Path, name: str, rows: Sequence[Row], audio: EncodedAu
 
 
 def _write_question(path: Path, ref: AudioRef, audio: EncodedAudio) -> None:
-    if path.exists():
-        return
     if ref.key is None:
         save_wav(path, *load_audio(ref.path))
     else:  # only its units are at hand: what is heard is what the model heard

@@ -18,7 +18,7 @@ from elocute.data.normalise import normalise
 from elocute.data.types import Example, Utterance
 from elocute.evaluation.statistics import Estimate, bootstrap_ratio, wilson
 from elocute.models import InterleavedLM
-from elocute.rewards.rule import accepted_answers
+from elocute.rewards.rule import right_answers
 from elocute.rollout import Sampling, sample_groups, seed_of
 
 Transcribe = Callable[[list, int], list[str]]
@@ -68,7 +68,7 @@ def judge_all(examples: Sequence[Example], utterances: Sequence[Utterance], tran
     heard = dict(zip(spoken, transcribe([utterances[i].waveform for i in spoken], rate), strict=True))
     rows = []
     for index, (example, utterance) in enumerate(zip(examples, utterances, strict=True)):
-        accepted = right_answers(example)
+        accepted = right_answers(example, "answer")
         text, ear = normalise(utterance.text), normalise(heard.get(index, ""))
         counts = utterance.broken is None and text
         rows.append(
@@ -83,11 +83,6 @@ def judge_all(examples: Sequence[Example], utterances: Sequence[Utterance], tran
             )
         )
     return rows
-
-
-def right_answers(example: Example) -> set[str]:
-    """The row's `answer` column, normalised. InputError when it has none."""
-    return {normalise(str(answer)) for answer in accepted_answers(example, "answer")}
 
 
 def word_errors(reference: str, heard: str) -> int:

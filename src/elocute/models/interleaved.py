@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from elocute.data.cache import EncodedAudio
-from elocute.data.types import Example, Utterance
+from elocute.data.types import AudioRef, Example, Utterance
 from elocute.errors import InputError
 from elocute.models.layout import Layout, Tokens
 from elocute.speech.codec import BrokenUnits, StarterCodec
@@ -25,17 +25,19 @@ TOKEN_NAMES = ("unit_0", "text_end", "answer_end", "speech_begin", "speech_end")
 class InterleavedLM:
     """A causal LM that writes and speaks in one stream.
 
-    model: the network (may be wrapped by peft); tokenizer; layout; codec (waveform ⇄ units).
+    model: the network (may be wrapped by peft); tokenizer; layout; codec (waveform ⇄ units). compute: the type its
+    matrix products are done in, None: that of its weights.
     """
 
     def __init__(self, model, tokenizer, layout: Layout, codec: StarterCodec, settings: dict):
         self.model, self.tokenizer, self.layout, self.codec = model, tokenizer, layout, codec
         self.settings = settings
+        self.compute: torch.dtype | None = None
         control = set(tokenizer.get_added_vocab()) - {"<|audio|>"}
         self._control = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or r"(?!)")
 
     @classmethod
-    def load(cls, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> "InterleavedLM":
+    def load(cls, folder: str | Path, *, dtype: torch.dtype | str = torch.float32) -> "InterleavedLM":
         """Load a model folder. InputError names what is missing or does not fit."""
         folder = Path(folder)
         tokenizer, layout, codec, settings = load_vocabulary(folder)
@@ -89,18 +91,20 @@ class InterleavedLM:
         for index, piece in enumerate(pieces):
             ids += self.tokenizer.encode(piece, add_special_tokens=False)
             if index < len(example.audios):
-                units = audio.units(example.audios[index])
+                units = _units(example, "audios", example.audios[index], audio)
                 ids += self._marked([self.layout.first_unit + int(unit) for unit in units])
         return torch.tensor(ids)
 
     def encode_target(self, example: Example, audio: EncodedAudio) -> Tokens:
         """The row's supervised answer, laid out. InputError when the row has none or it does not fit the layout."""
-        if example.target_text is None and example.target_audio is None:
-            raise InputError(f"{example.where}: sft_target_text: expected an answer, there is none")
+        if example.target_audio is None:
+            raise InputError(f"{example.where}: sft_target_audio: expected the answer's speech, it always speaks")
+        if example.target_text is None and self.layout.ratio != "speech-only":
+            raise InputError(f"{example.where}: sft_target_text: expected the answer's text, it always writes")
         if found := self._control.search(example.target_text or ""):
             raise InputError(f"{example.where}: sft_target_text: the text holds the control token {found[0]!r}")
         text = self.tokenizer.encode(example.target_text or "", add_special_tokens=False)
-        units = [] if example.target_audio is None else audio.units(example.target_audio)
+        units = _units(example, "sft_target_audio", example.target_audio, audio)
         try:
             return self.layout.assemble(text, units)
         except InputError as error:
@@ -137,9 +141,23 @@ class InterleavedLM:
         """Everything below the vocabulary head: ids → hidden states."""
         return self.core().base_model
 
+    def hidden(self, **inputs):
+        """Run the trunk: (hidden states [B, T, D] in the head's type, keys and values)."""
+        head = self.head().weight
+        with torch.autocast(head.device.type, self.compute, enabled=self.compute is not None):
+            out = self.trunk()(**inputs)
+        return out.last_hidden_state.to(head.dtype), out.past_key_values
+
     def head(self) -> torch.nn.Module:
         """The vocabulary head, one linear layer."""
         return self.core().get_output_embeddings()
+
+
+def _units(example: Example, field: str, ref: AudioRef, audio: EncodedAudio):
+    try:
+        return audio.units(ref)
+    except InputError as error:
+        raise InputError(f"{example.where}: {field}: {error}") from error
 
 
 def load_vocabulary(folder: Path):

@@ -49,6 +49,11 @@ def selected_logprobs(
     return (logp, entropy) if with_entropy else logp
 
 
+def all_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """hidden·weightᵀ + bias [N, V], float32 also for a bfloat16 head: what is sampled from is what is scored."""
+    return _logits(hidden, weight, bias, slice(0, len(weight)), 1.0)
+
+
 def exact_kl(
     hidden: Tensor,
     weight: Tensor,

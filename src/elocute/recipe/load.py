@@ -20,15 +20,15 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise InputError("\n".join(_lines(path, error))) from error
+        raise InputError("\n".join(_lines(path, values, error))) from error
     _check_files(path, recipe)
     _check_trackers(path, recipe)
     return recipe
 
 
-def save_recipe(recipe: Recipe, path: Path) -> None:
-    """Write the resolved recipe as YAML."""
-    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
 
 
 def _read_yaml(path: Path) -> dict:
@@ -36,7 +36,7 @@ def _read_yaml(path: Path) -> dict:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
         raise InputError(f"{path}: cannot read the recipe: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # not UTF-8, or a date such as 2026-13-45
         mark = getattr(error, "problem_mark", None)
         place = f":{mark.line + 1}" if mark else ""
         raise InputError(f"{path}{place}: not YAML: {getattr(error, 'problem', None) or error}") from error
@@ -51,39 +51,75 @@ def _apply(values: dict, override: str) -> None:
         raise InputError(f"{override!r}: expected key=value, for example optim.lr=1e-4")
     *parents, last = key.split(".")
     here = values
-    for parent in parents:
-        if here.get(parent) is None:
-            here[parent] = {}
-        here = here[parent]
-        if not isinstance(here, dict):
-            raise InputError(f"{override!r}: {parent} is no section of the recipe")
     try:
-        here[last] = _number(yaml.safe_load(text))
-    except yaml.YAMLError as error:
+        for parent in parents:
+            here = _inside(here, parent)
+        value = yaml.safe_load(text)
+        # The schema knows best what a single word is: 1e-4 a number, run_dir=2026 a path.
+        word = not isinstance(value, dict | list | None) and not text.startswith(("'", '"'))
+        _set(here, last, text if word else value)
+    except (yaml.YAMLError, ValueError) as error:  # 2026-13-45 is no date
         raise InputError(f"{override!r}: the value is not YAML") from error
+    except _NoSuchPlace as error:
+        raise InputError(f"{override!r}: {error}") from error
 
 
-def _number(value):
-    """YAML reads 1e-4 as text; users mean a number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+class _NoSuchPlace(Exception):
+    """An override names no place of the recipe."""
 
 
-def _lines(path: Path, error: ValidationError) -> list[str]:
+def _inside(here: dict | list, part: str) -> dict | list:
+    """The section or list called `part`, made when it is missing; rewards.0 is the first reward."""
+    if isinstance(here, dict) and here.get(part) is None:
+        here[part] = {}
+    found = here[_place(here, part)]
+    if not isinstance(found, dict | list):
+        raise _NoSuchPlace(f"{part} is no section of the recipe")
+    return found
+
+
+def _set(here: dict | list, part: str, value) -> None:
+    here[_place(here, part)] = value
+
+
+def _place(here: dict | list, part: str) -> str | int:
+    if isinstance(here, dict):
+        return part
+    if part.isdigit() and int(part) < len(here):
+        return int(part)
+    raise _NoSuchPlace(f"{part} is no place in a list of {len(here)}")
+
+
+def _lines(path: Path, values: dict, error: ValidationError) -> list[str]:
     lines = []
     for problem in error.errors():
-        place = ".".join(str(part) for part in problem["loc"])
+        place = ".".join(_keys(values, problem["loc"]))
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             message = "unknown key"
+        elif problem["type"] == "union_tag_invalid":
+            message = f"kind: expected {problem['ctx']['expected_tags']}, got {problem['ctx']['tag']!r}"
+        elif problem["type"] == "union_tag_not_found":
+            message = "kind: missing"
         elif problem["type"] != "value_error" and not isinstance(problem["input"], dict):
             message += f", got {problem['input']!r}"
         lines.append(f"{path}: {place + ': ' if place else ''}{message[0].lower() + message[1:]}")
     return lines
+
+
+def _keys(values, location: Sequence[str | int]) -> list[str]:
+    """The keys on the way to a mistake, without the `kind` that pydantic puts between them."""
+    keys, here, chosen = [], values, False
+    for part in location:
+        if not chosen and isinstance(here, dict) and here.get("kind") == part:
+            chosen = True  # the next one is a key, even of the same name (function)
+            continue
+        keys.append(str(part))
+        try:
+            here, chosen = here[part], False
+        except (LookupError, TypeError):  # what is missing has no value
+            here = None
+    return keys
 
 
 def _check_files(path: Path, recipe: Recipe) -> None:
@@ -91,7 +127,6 @@ def _check_files(path: Path, recipe: Recipe) -> None:
         ("model", recipe.model, "folder"),
         ("data.train", recipe.data.train, "file"),
         ("data.eval", recipe.data.eval, "file"),
-        ("evaluation.vocabulary", recipe.evaluation.vocabulary, "file"),
     ]:
         if file is not None and not (file.is_dir() if kind == "folder" else file.is_file()):
             raise InputError(f"{path}: {key}: no such {kind}: {file}")
@@ -102,4 +137,4 @@ def _check_trackers(path: Path, recipe: Recipe) -> None:
         try:  # accelerate would leave a tracker out that is not installed, and say nothing
             version(name)
         except PackageNotFoundError:
-            raise InputError(f"{path}: trackers: {name} is not installed; pip install 'elocute[trackers]'") from None
+            raise InputError(f"{path}: trackers: {name} is not installed; pip install -e '.[trackers]'") from None

@@ -11,12 +11,14 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, DirectoryPath, Field, FilePath, field_validator, model_validator
 
 Count = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0)]
 _STATISTICS = ("mean", "std", "max")  # of the combined reward, beside which a reward's own mean stands in the metrics
 
 
 class _Spec(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=(), use_attribute_docstrings=True
+    )
 
 
 class GateSpec(_Spec):
@@ -32,7 +34,7 @@ class _RewardSpec(_Spec):
     kind: str
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")] = ""
     """How metrics and gates call it; default: its kind."""
-    weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    weight: Annotated[float, Field(ge=0)] = 1.0
     """0: measured (and used by gates) without counting."""
     gate: GateSpec | None = None
 
@@ -148,7 +150,7 @@ class JudgeSpec(_RewardSpec):
     """Default: WAVALIGN_REWARD_MODEL or OPENAI_MODEL."""
     send_audio: bool = True
     """Send question and answer as audio; false for a judge that only reads."""
-    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = 0.0
+    temperature: Annotated[float, Field(ge=0)] | None = 0.0
     """None leaves it to the endpoint."""
     max_tokens: Count = 1024
     """Longest reply."""

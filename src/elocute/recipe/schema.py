@@ -6,15 +6,16 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from elocute.recipe.rewards import RewardSpec
+from elocute.recipe.rewards import EarSpec, PocketSphinxSpec, RewardSpec
 
 Positive = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Scope = Literal["all", "text", "speech"]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Data(Section):
@@ -25,7 +26,7 @@ class Data(Section):
     eval: Path | None = None
     """Rows with an `answer` column; null: no evaluation."""
     cache: Path | None = None
-    """Folder of encoded audio; default $ELOCUTE_CACHE, else ~/.cache/elocute/units."""
+    """Folder of encoded audio; default $ELOCUTE_CACHE/units, else ~/.cache/elocute/units."""
 
 
 class Rollout(Section):
@@ -57,7 +58,7 @@ class RewardMix(Section):
 
 
 class Adaptive(Section):
-    """λ = λ_max · reward gate · information gate, smoothed (WavAlign, eq. for adaptive mixing)."""
+    """λ = λ_max · reward gate · information gate, smoothed (WavAlign, arXiv 2604.14932, adaptive mixing)."""
 
     kind: Literal["adaptive"] = "adaptive"
     lambda_max: Annotated[float, Field(ge=0, le=1)] = 0.8
@@ -148,7 +149,7 @@ class Lora(Section):
 class Optim(Section):
     lr: Annotated[float, Field(gt=0)]
     """Highest learning rate of AdamW."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     """AdamW's."""
     weight_decay: Weight = 0.01
     """AdamW's."""
@@ -180,8 +181,8 @@ class Evaluation(Section):
     """Of sampling in the evaluation."""
     batch: Positive = 64
     """Questions answered at a time; the result does not depend on it."""
-    vocabulary: Path | None = None
-    """A file with the words the ear may hear (closed domains); default: open vocabulary."""
+    ear: EarSpec = PocketSphinxSpec(kind="pocketsphinx")
+    """The recogniser that listens; no reward may use it too."""
 
 
 class Recipe(Section):
@@ -196,7 +197,7 @@ class Recipe(Section):
     model: Path
     """Folder of the model to train, see docs/own-model.md."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights; log-probs and statistics are float32 either way."""
+    """Of the computation; weights that are trained, log-probs and statistics are float32 either way."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, slower."""
     data: Data
@@ -223,8 +224,16 @@ class Recipe(Section):
             raise ValueError("rewards: expected at least one, the objective samples answers and must score them")
         if isinstance(self.objective.mixing, Adaptive) and self.reward_mix.scale == "group":
             raise ValueError("objective.mixing: adaptive needs a reward scale with a range; use reward_mix.scale=raw")
+        for reward in self.rewards if self.data.eval else []:
+            if reward.kind == "asr" and _same_ear(reward.ear, self.evaluation.ear):
+                raise ValueError(f"evaluation.ear: reward {reward.name!r} is this recogniser, which then judges itself")
         if self.lora and self.freeze:
             raise ValueError("freeze: lora trains its adapters only; choose lora.targets instead")
         if self.optim.updates_per_rollout > 1 and self.objective.policy_gradient.clip is None:
             raise ValueError("objective.policy_gradient.clip: expected with optim.updates_per_rollout above 1")
         return self
+
+
+def _same_ear(one: EarSpec, other: EarSpec) -> bool:
+    """Whether both are one recogniser; its vocabulary and where it runs do not make it another."""
+    return one.kind == other.kind and getattr(one, "path", None) == getattr(other, "path", None)

@@ -10,13 +10,13 @@
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
 
-from elocute.data.types import Answer
+from elocute.data.types import Answer, Example
 from elocute.errors import InputError, RunError
 from elocute.recipe.rewards import RewardSpec
 from elocute.rewards.build import build_reward
@@ -48,7 +48,7 @@ class Judged:
 
     values: [N], the combined reward; the penalty for an invalid answer, None for an unavailable one.
     combined: [N], the same as outcomes. outcomes: each reward's own [N]. counts: of `combined`, by kind.
-    sums: each reward's (sum, number) of scored values.
+    sums: each reward's (sum, number) of scored values. silent: each deciding reward's (unavailable, asked) answers.
     """
 
     values: list[float | None]
@@ -56,6 +56,7 @@ class Judged:
     outcomes: dict[str, list[Outcome]]
     counts: dict[str, int]
     sums: dict[str, tuple[float, int]]
+    silent: dict[str, tuple[int, int]]
 
 
 class Mix(Protocol):
@@ -102,12 +103,10 @@ class RewardMixer:
         self._deciding = [name for name, p in self.parts.items() if p.weight > 0 or name in gating]
 
     def __call__(self, answers: Sequence[Answer], groups: Sequence[Hashable]) -> Judged:
-        """answers [N] and the group each belongs to [N]. Raises RunError for a dead judge or a broken promise."""
+        """answers [N] and the group each belongs to [N]. Raises RunError for a reward that breaks its promise."""
         if len(answers) != len(groups):
             raise ValueError(f"{len(answers)} answers but {len(groups)} group ids")
         outcomes = {name: self._judge(part.reward, answers) for name, part in self.parts.items()}
-        for name in self._deciding:
-            self._check_alive(name, outcomes[name])
         counting = {name: [self._counted(name, outcomes, i) for i in range(len(answers))] for name in self._deciding}
         faults = [_worst([counting[name][i] for name in self._deciding]) for i in range(len(answers))]
         totals = np.zeros(len(answers))
@@ -118,6 +117,12 @@ class RewardMixer:
                 values = _standardised(values, [groups[i] for i in proper])
             totals[proper] += self.parts[name].weight * values
         return self._judged(totals, faults, outcomes)
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """InputError for rows that a reward could not judge, before anything is sampled."""
+        for part in self.parts.values():
+            if hasattr(part.reward, "check"):
+                part.reward.check(examples)
 
     def close(self) -> None:
         """Ends what the rewards hold open (recogniser processes)."""
@@ -134,6 +139,7 @@ class RewardMixer:
             outcomes=outcomes,
             counts={"scored": kinds[Scored], "invalid": kinds[Invalid], "unavailable": kinds[Unavailable]},
             sums={name: _sum(own) for name, own in outcomes.items()},
+            silent={name: _silence(outcomes[name]) for name in self._deciding},
         )
 
     def _value(self, outcome: Outcome) -> float | None:
@@ -163,14 +169,16 @@ class RewardMixer:
                 )
         return outcomes
 
-    def _check_alive(self, name: str, outcomes: list[Outcome]) -> None:
-        reasons = Counter(o.reason for o in outcomes if isinstance(o, Unavailable))
-        asked = sum(not isinstance(o, Invalid) for o in outcomes)
-        if asked and reasons.total() / asked > self.max_unavailable:
-            raise RunError(
-                f"reward {name}: {reasons.total()} of {asked} judgements are unavailable (more than "
-                f"{self.max_unavailable:.0%}), most often: {reasons.most_common(1)[0][0]}"
-            )
+    def check_alive(self, judged: Judged, silent: Mapping[str, tuple[int, int]]) -> None:
+        """RunError for a dead judge. silent: as judged.silent, but of all processes: they stop together."""
+        for name, (unavailable, asked) in silent.items():
+            if asked and unavailable / asked > self.max_unavailable:
+                reasons = Counter(o.reason for o in judged.outcomes[name] if isinstance(o, Unavailable))
+                often = reasons.most_common(1)[0][0] if reasons else "see the other processes"
+                raise RunError(
+                    f"reward {name}: {unavailable:.0f} of {asked:.0f} judgements are unavailable (more than "
+                    f"{self.max_unavailable:.0%}), most often: {often}"
+                )
 
     def _check(self, parts: Sequence[Weighted]) -> None:
         twice = [name for name, n in Counter(p.reward.name for p in parts).items() if n > 1]
@@ -219,6 +227,10 @@ def _total(terms: Iterable[float]) -> float:
     for term in terms:
         total += term
     return total
+
+
+def _silence(outcomes: list[Outcome]) -> tuple[int, int]:
+    return sum(isinstance(o, Unavailable) for o in outcomes), sum(not isinstance(o, Invalid) for o in outcomes)
 
 
 def _sum(outcomes: list[Outcome]) -> tuple[float, int]:

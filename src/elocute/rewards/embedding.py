@@ -1,11 +1,12 @@
 """How near the answer's meaning is to a reference: cosine of mean-pooled sentence embeddings (SBERT, 1908.10084)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from elocute.data.types import Answer
+from elocute.data.rows import check_rows
+from elocute.data.types import Answer, Example
 from elocute.rewards.local_model import open_folder, open_model
 from elocute.rewards.outcome import Outcome, Scored
 from elocute.rewards.proper import score_proper
@@ -28,6 +29,10 @@ class EmbeddingReward:
         self.batch_size = batch_size
         self.tokenizer = open_folder(path, AutoTokenizer)
         self.model = open_model(path, AutoModel, device)
+
+    def check(self, examples: Iterable[Example]) -> None:
+        """InputError naming every row whose column cannot be used."""
+        check_rows(examples, lambda example: accepted_answers(example, self.column))
 
     def __call__(self, answers: Sequence[Answer]) -> list[Outcome]:
         return score_proper(answers, self._score, needs_text=True)

@@ -14,6 +14,7 @@ import torch
 
 from elocute.models import InterleavedLM
 from elocute.models.layout import Cursor, Tokens
+from elocute.objectives.logprobs import all_logits
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ class _Batch:
         hidden = self._prefill()
         rows = list(range(len(self.seeds)))
         for step in range(self.sampling.max_new_tokens):
-            tokens, logprobs, entropies = draw(self.lm.head()(hidden), self.uniforms[rows, step], self.sampling)
+            logits = all_logits(hidden, self.lm.head().weight, self.lm.head().bias)
+            tokens, logprobs, entropies = draw(logits, self.uniforms[rows, step], self.sampling)
             ids = self._take(rows, tokens.tolist(), logprobs.tolist(), entropies.tolist())
             growing = [index for index, row in enumerate(rows) if not self.cursors[row].done]
             if not growing or step + 1 == self.sampling.max_new_tokens:
@@ -116,24 +118,23 @@ class _Batch:
             mask[row, longest - len(prompt) :] = 1
         ids, mask = ids.to(self.device), mask.to(self.device)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        out = self.lm.trunk()(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True)
-        self.cache = out.past_key_values
+        hidden, self.cache = self.lm.hidden(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True)
         self.cache.batch_repeat_interleave(self.group_size)
         self.mask = mask.repeat_interleave(self.group_size, 0)
         self.position = positions[:, -1].repeat_interleave(self.group_size)
-        return out.last_hidden_state[:, -1].repeat_interleave(self.group_size, 0)
+        return hidden[:, -1].repeat_interleave(self.group_size, 0)
 
     def _step(self, ids: torch.Tensor) -> torch.Tensor:
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(ids), 1)], 1)
         self.position = self.position + 1
-        out = self.lm.trunk()(
+        hidden, _ = self.lm.hidden(
             input_ids=ids,
             attention_mask=self.mask,
             position_ids=self.position[:, None],
             past_key_values=self.cache,
             use_cache=True,
         )
-        return out.last_hidden_state[:, -1]
+        return hidden[:, -1]
 
     def _keep(self, rows: torch.Tensor) -> None:
         self.cache.batch_select_indices(rows)

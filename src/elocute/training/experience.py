@@ -88,6 +88,9 @@ def collect(
     answers = [Answer(o, lm.decode(r.tokens.ids)) for o, r in zip(owners, rollouts, strict=True)]
     clock.lap("decode")
     judged = mixer(answers, [index // group for index in range(len(answers))])
+    silent = torch.tensor(list(judged.silent.values()), dtype=torch.float64, device=accelerator.device)
+    silent = accelerator.reduce(silent, "sum").tolist()
+    mixer.check_alive(judged, dict(zip(judged.silent, silent, strict=True)))
     clock.lap("reward")
     local = torch.tensor([[v if v is not None else 0.0, v is not None] for v in judged.values], dtype=torch.float64)
     everyone = accelerator.gather(local.to(accelerator.device)).cpu()

@@ -41,32 +41,30 @@ class Policy(torch.nn.Module):
 
     def _shared(self, batch: Batch) -> torch.Tensor:
         """States [B, T, D] before each answer token; every prompt is run once and its keys and values shared."""
-        trunk = self.lm.trunk()
         positions = _positions(batch.prompt_mask)
-        out = trunk(
+        prompt, cache = self.lm.hidden(
             input_ids=batch.prompt_ids, attention_mask=batch.prompt_mask, position_ids=positions, use_cache=True
         )
-        first = out.last_hidden_state[batch.owner, -1:]
+        first = prompt[batch.owner, -1:]
         if batch.answer_ids.shape[1] == 1:
             return first
-        cache = out.past_key_values
         cache.batch_select_indices(batch.owner)
         mask = torch.cat([batch.prompt_mask[batch.owner], batch.answer_mask[:, :-1]], 1)
-        rest = trunk(
+        rest, _ = self.lm.hidden(
             input_ids=batch.answer_ids[:, :-1],
             attention_mask=mask,
             position_ids=_positions(mask)[:, batch.prompt_mask.shape[1] :],
             past_key_values=cache,
             use_cache=True,
         )
-        return torch.cat([first, rest.last_hidden_state], 1)
+        return torch.cat([first, rest], 1)
 
     def _joined(self, batch: Batch) -> torch.Tensor:
         """The same in one pass, each answer behind its own copy of the prompt."""
         ids = torch.cat([batch.prompt_ids[batch.owner], batch.answer_ids], 1)
         mask = torch.cat([batch.prompt_mask[batch.owner], batch.answer_mask], 1)
-        out = self.lm.trunk()(input_ids=ids, attention_mask=mask, position_ids=_positions(mask), use_cache=False)
-        return out.last_hidden_state[:, batch.prompt_mask.shape[1] - 1 : -1]
+        hidden, _ = self.lm.hidden(input_ids=ids, attention_mask=mask, position_ids=_positions(mask), use_cache=False)
+        return hidden[:, batch.prompt_mask.shape[1] - 1 : -1]
 
     def forward(self, batch: Batch, temperature: float = 1.0, reference=None):
         """Log-probs of the selected tokens [N]; with `reference` = (hidden, weight) also KL(policy ‖ reference) [N]."""
@@ -89,8 +87,9 @@ class Reference:
             self.policy, self.off = policy, policy.network.disable_adapter
         else:
             lm = load_model(recipe.model, dtype=next(policy.network.parameters()).dtype)
+            lm.compute = policy.lm.compute
             lm.model.to(next(policy.network.parameters()).device).eval().requires_grad_(False)
-            self.policy, self.off = Policy(lm), contextlib.nullcontext
+            self.policy, self.off = Policy(lm, share_prompts=policy.share_prompts), contextlib.nullcontext
 
     @torch.no_grad()
     def logprobs(self, batch: Batch, temperature: float) -> torch.Tensor:
@@ -127,8 +126,13 @@ def kl_per_token(recipe: Recipe, policy, batch: Batch, reference: Reference | No
 
 
 def load_policy(recipe: Recipe) -> Policy:
-    """Load the recipe's model, add LoRA or freeze what it says, check that its head is a plain linear layer."""
-    lm = load_model(recipe.model, dtype=getattr(torch, recipe.dtype))
+    """Load the recipe's model, add LoRA or freeze what it says, check that its head is a plain linear layer.
+
+    Weights that are trained are float32 whatever the dtype: at 1e-6, most steps would vanish in bfloat16's rounding.
+    """
+    dtype = getattr(torch, recipe.dtype)
+    lm = load_model(recipe.model, dtype=dtype if recipe.lora else torch.float32)
+    lm.compute = None if dtype == torch.float32 else dtype
     check_head(lm, recipe.model)
     if recipe.objective.uses_reference and recipe.objective.kl.estimator == "exact" and lm.head().bias is not None:
         raise InputError(f"{recipe.model}: objective.kl.estimator: the model's head has a bias; expected k3")

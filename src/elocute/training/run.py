@@ -14,7 +14,9 @@ Progress = Callable[[str, int, int, dict], None]
 
 def run(recipe: Recipe, *, resume: bool = False, progress: Progress = lambda *_: None) -> bool:
     """Do the whole run in `recipe.run_dir`. Returns False when Ctrl-C stopped it early (its state is saved)."""
-    held_out = read_eval_rows(recipe.data.eval, recipe.evaluation.rows) if recipe.data.eval else []
+    held_out = (
+        read_eval_rows(recipe.data.eval, recipe.evaluation.rows, recipe.evaluation.ear) if recipe.data.eval else []
+    )
     trainer = Trainer(recipe, resume=resume)
     try:
         if held_out:
@@ -30,22 +32,25 @@ def run(recipe: Recipe, *, resume: bool = False, progress: Progress = lambda *_:
 
 
 def evaluate_once(trainer: Trainer, examples: Sequence[Example], moment: str, progress: Progress) -> None:
-    """The run's model into eval.json and samples/, unless this moment is there already."""
+    """The run's model into eval.json and samples/, unless this moment of this step is there already."""
     recipe, folder = trainer.recipe, trainer.folder
     earlier = read_eval(folder.evaluation)
-    if trainer.accelerator.is_main_process and moment not in earlier:
+    step = 0 if moment == "before" else trainer.step  # a run that goes on past its end has a new "after"
+    if trainer.accelerator.is_main_process and earlier.get("step", {}).get(moment) != step:
         values = evaluate(
             trainer.lm,
             trainer.audio,
             examples,
             moment,
             earlier=earlier,
+            model=recipe.model if moment == "before" else folder.model,
+            data=recipe.data.eval,
             samples=folder.samples,
-            vocabulary=recipe.evaluation.vocabulary,
+            ear=recipe.evaluation.ear,
             sampling=Sampling(recipe.rollout.max_new_tokens, recipe.evaluation.temperature),
             seed=recipe.seed,
             batch=recipe.evaluation.batch,
             progress=lambda done: progress(f"evaluate {moment}", done, len(examples), {}),
         )
-        write_eval(folder.evaluation, values)
+        write_eval(folder.evaluation, values | {"step": earlier.get("step", {}) | {moment: step}})
     trainer.accelerator.wait_for_everyone()

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shlex
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -13,9 +14,9 @@ import yaml
 from elocute.data.digest import digest_file, digest_folder
 from elocute.data.files import write_atomically
 from elocute.errors import InputError
-from elocute.recipe import Recipe, save_recipe
+from elocute.recipe import Recipe, dump_recipe
 
-FREE_TO_CHANGE = ("run_dir", "steps", "checkpoint", "trackers", "report", "samples_every", "evaluation")
+FREE_TO_CHANGE = ("run_dir", "steps", "checkpoint", "trackers", "report", "samples_every")
 """Keys that may differ when a run is continued; any other would make it another run."""
 
 
@@ -45,9 +46,11 @@ class RunFolder:
 
     def create(self, recipe: Recipe) -> None:
         """Make the folder and write the recipe into it."""
-        for folder in (self.path, self.samples, self.checkpoints):
-            folder.mkdir(parents=True, exist_ok=True)
-        save_recipe(recipe, self.recipe)
+        self.path.mkdir(parents=True, exist_ok=True)
+        # First: it makes the folder a run that can be resumed.
+        write_atomically(self.recipe, dump_recipe(recipe).encode())
+        for folder in (self.samples, self.checkpoints):
+            folder.mkdir(exist_ok=True)
 
     def _check_same(self, recipe: Recipe) -> None:
         old, new = yaml.safe_load(self.recipe.read_text()), recipe.model_dump(mode="json")
@@ -57,21 +60,24 @@ class RunFolder:
                 raise InputError(
                     f"{self.recipe}: {name}: the run was started with {was!r}, the recipe now says {now!r}"
                 )
+        if self.environment.exists():
+            for path, digest in json.loads(self.environment.read_text())["digests"].items():
+                if _digest(Path(path)) != digest:
+                    raise InputError(f"{path}: not what it was when the run was started; start another run")
 
     def write_environment(self, recipe: Recipe) -> None:
         """Versions, machine, digests of model and data: what a reader needs to trust or repeat the run."""
         names = ("elocute", "torch", "transformers", "accelerate", "peft", "numpy", "pocketsphinx")
         data = [file for file in (recipe.data.train, recipe.data.eval) if file]
         values = {
-            "command": " ".join(["elocute", *sys.argv[1:]]),
+            "command": shlex.join(["elocute", *sys.argv[1:]]),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "python": platform.python_version(),
             "machine": f"{platform.system()} {platform.machine()}",
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
             "threads": torch.get_num_threads(),
             "versions": {name: version(name) for name in names},
-            "model_digest": digest_folder(recipe.model),
-            "data_digests": {str(file): digest_file(file) for file in data},
+            "digests": {str(path): _digest(path) for path in (recipe.model, *data)},
         }
         write_atomically(self.environment, (json.dumps(values, indent=2) + "\n").encode())
 
@@ -93,6 +99,10 @@ class RunFolder:
     def append_metrics(self, values: dict) -> None:
         with self.metrics.open("a") as file:
             file.write(json.dumps(values) + "\n")
+
+
+def _digest(path: Path) -> str:
+    return digest_folder(path) if path.is_dir() else digest_file(path)
 
 
 def _first_difference(name: str, old, new) -> tuple[str, object, object]:

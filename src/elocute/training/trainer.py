@@ -5,15 +5,17 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 
 from elocute.data.cache import EncodedAudio
-from elocute.data.rows import read_rows
+from elocute.data.rows import check_rows, read_rows
 from elocute.data.types import Example
-from elocute.errors import InputError, RunError
+from elocute.errors import RunError
+from elocute.models.layout import Tokens
 from elocute.objectives.advantages import group_advantages
 from elocute.objectives.mixing import AdaptiveMixing, FixedMixing
 from elocute.recipe import Recipe
@@ -48,6 +50,8 @@ class Trainer:
             log_with=list(recipe.trackers) or None,
             project_dir=str(self.folder.path),
             mixed_precision="no",
+            # One process evaluates while the others wait; the default of ten minutes would end a long evaluation.
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
         )
         self.folder.check(recipe, resume=resume)
         self.examples = read_rows(recipe.data.train)
@@ -55,11 +59,13 @@ class Trainer:
         self.mixer: RewardMixer | None = None
         if recipe.objective.samples:
             self.mixer = build_mixer(recipe.rewards, recipe.reward_mix)
+            self.mixer.check(self.examples)
         # 2. the model, its reference, the optimiser
         policy = load_policy(recipe)
         self.lm = policy.lm
         self.audio = EncodedAudio(self.lm.codec, recipe.data.cache)
-        self.targets = self._encode_targets()
+        self.targets: dict[str, Tokens] = {}
+        check_rows(self.examples, self._encode)
         parameters = [p for p in policy.parameters() if p.requires_grad]
         optim = recipe.optim
         optimizer = torch.optim.AdamW(parameters, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
@@ -182,26 +188,19 @@ class Trainer:
             experience.rewards, experience.available, baseline=spec.baseline, scale=spec.scale
         )
         rows = Rows.of([r.prompt for r in experience.rollouts], [r.tokens for r in experience.rollouts])
+        rows.leave_out(experience.available[experience.mine].reshape(-1))
         rows.advantage = advantages[experience.mine].reshape(-1).float()
         rows.sampler_logp = torch.nn.utils.rnn.pad_sequence([r.logprob for r in experience.rollouts], batch_first=True)
         return rows
 
     # rows, state
 
-    def _encode_targets(self) -> dict:
-        """Every row's supervised answer as tokens; one error names all the rows that do not fit."""
+    def _encode(self, example: Example) -> None:
+        """Question and supervised answer, before the first step: audio goes into the cache, what is bad comes out."""
+        self.lm.encode_prompt(example, self.audio)
         mixing = self.recipe.objective.mixing
-        if not isinstance(mixing, Adaptive) and mixing.value == 1:
-            return {}
-        targets, problems = {}, []
-        for example in self.examples:
-            try:
-                targets[example.id] = self.lm.encode_target(example, self.audio)
-            except InputError as error:
-                problems.append(str(error))
-        if problems:
-            raise InputError("\n".join(problems[:50]))
-        return targets
+        if isinstance(mixing, Adaptive) or mixing.value < 1:
+            self.targets[example.id] = self.lm.encode_target(example, self.audio)
 
     def _save(self) -> None:
         self.accelerator.wait_for_everyone()

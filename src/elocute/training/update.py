@@ -6,7 +6,7 @@ component's own global normaliser, so micro-batches, padding and ranks do not ch
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
@@ -21,18 +21,24 @@ from elocute.training.policy import Reference, kl_per_token
 
 @dataclass
 class Rows:
-    """Rows that take part in a component, with per-token coefficients [B, T] (0 where a token takes no part)."""
+    """Answers [B] and what a component needs of them; `counted` of them stand in a mean over rows."""
 
     prompts: list[torch.Tensor]
     answers: list[Tokens]
     padded: Tokens
+    counted: int
     advantage: torch.Tensor | None = None
     sampler_logp: torch.Tensor | None = None
     old_logp: torch.Tensor | None = None
 
     @classmethod
     def of(cls, prompts: Sequence[torch.Tensor], answers: Sequence[Tokens]) -> "Rows":
-        return cls(list(prompts), list(answers), pad_tokens(answers))
+        return cls(list(prompts), list(answers), pad_tokens(answers), len(answers))
+
+    def leave_out(self, available: torch.Tensor) -> None:
+        """Rows [B] that no judge could judge contribute nothing: no token, no share of a denominator or metric."""
+        self.padded = replace(self.padded, action=self.padded.action & available[:, None])
+        self.counted = int(available.sum())
 
 
 class Totals:
@@ -93,23 +99,23 @@ class Update:
         spec = objective.policy_gradient
         scope = self._scope(rows)
         weights = modality_weights(rows.padded.text, spec.text_weight, spec.speech_weight)
-        parts = {"pg": lam * weights * self._coefficients(scope, spec.normaliser)}
+        parts = {"pg": lam * weights * self._coefficients(rows, scope, spec.normaliser)}
         for modality, beta in (("text", objective.kl.text), ("speech", objective.kl.speech)):
             if beta:
                 mask = scope_mask(rows.padded.text, rows.padded.action, modality)
-                parts[f"kl_{modality}"] = beta * self._coefficients(mask, "sequence")
+                parts[f"kl_{modality}"] = beta * self._coefficients(rows, mask, "sequence")
         return parts
 
     def _sft_coefficients(self, rows: Rows, lam: float) -> dict[str, torch.Tensor]:
         spec = self.recipe.objective.sft
         mask = scope_mask(rows.padded.text, rows.padded.action, spec.scope)
         weights = modality_weights(rows.padded.text, spec.text_weight, spec.speech_weight)
-        return {"sft": (1 - lam) * weights * self._coefficients(mask, spec.normaliser)}
+        return {"sft": (1 - lam) * weights * self._coefficients(rows, mask, spec.normaliser)}
 
-    def _coefficients(self, selected: torch.Tensor, normaliser: str) -> torch.Tensor:
-        local = torch.tensor([selected.shape[0], int(selected.sum())], device=self.device)
-        rows, tokens = self.accelerator.reduce(local, "sum").tolist()
-        return token_coefficients(selected, normaliser=normaliser, rows_total=rows, tokens_total=tokens)
+    def _coefficients(self, rows: Rows, selected: torch.Tensor, normaliser: str) -> torch.Tensor:
+        local = torch.tensor([rows.counted, int(selected.sum())], device=self.device)
+        counted, tokens = self.accelerator.reduce(local, "sum").tolist()
+        return token_coefficients(selected, normaliser=normaliser, rows_total=counted, tokens_total=tokens)
 
     # losses of one micro-batch
 

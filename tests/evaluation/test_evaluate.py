@@ -1,0 +1,170 @@
+"""A tiny model evaluated with the real ear: what eval.json says follows from the answers beside it."""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from elocute.data.cache import EncodedAudio
+from elocute.data.digest import digest_file, digest_folder
+from elocute.errors import InputError
+from elocute.evaluation.evaluate import (
+    check_evaluation,
+    evaluate,
+    evaluate_folder,
+    read_eval,
+    read_eval_rows,
+    write_eval,
+)
+from elocute.recipe.rewards import PocketSphinxSpec
+from elocute.rollout import Sampling
+
+EAR = PocketSphinxSpec(kind="pocketsphinx", vocabulary=Path("starter/answers.txt"))
+HELD_OUT = Path("starter/data/heldout.jsonl")
+
+
+@pytest.fixture(scope="module")
+def model(speaking_lm, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    speaking_lm.save(folder)
+    return folder
+
+
+def folder_evaluation(target: Path, out: Path, *, rows: int = 12, seed: int = 3) -> dict:
+    """As `elocute eval` does it."""
+    model, examples = check_evaluation(target, HELD_OUT, out, rows=rows, ear=EAR)
+    sampling = Sampling(24, 0.8)
+    return evaluate_folder(
+        model, HELD_OUT, examples, out, ear=EAR, sampling=sampling, seed=seed, progress=lambda *_: None
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def evaluated(model, tmp_path_factory) -> tuple[Path, dict]:
+    out = tmp_path_factory.mktemp("out")  # empty, but there
+    return out, folder_evaluation(model, out)
+
+
+def test_eval_json_says_how_it_was_measured(evaluated, model):
+    out, values = evaluated
+    assert json.loads((out / "eval.json").read_text()) == values
+    assert values["ear"] == "PocketSphinx, bundled en-us model, closed vocabulary"
+    assert (values["seed"], values["temperature"], values["max_new_tokens"]) == (3, 0.8, 24)
+    assert values["data_digest"] == digest_file(HELD_OUT)
+    assert values["model_digest"] == {"result": digest_folder(model)}
+    packages = ("elocute", "torch", "transformers", "pocketsphinx", "jiwer")
+    assert values["versions"] == {name: version(name) for name in packages}
+    assert "normalise" in values["normalisation"]
+
+
+def test_the_metrics_are_those_of_the_answers_written(evaluated):
+    out, values = evaluated
+    lines = [json.loads(line) for line in (out / "result.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == [example.id for example in read_eval_rows(HELD_OUT, 12, EAR)]
+    found = values["result"]
+    assert {found[name]["n"] for name in found if name != "speech_wer"} == {12}
+    assert found["answer_accuracy_text"]["value"] == sum(line["correct_text"] for line in lines) / 12
+    assert found["answer_accuracy_speech"]["value"] == sum(line["correct_speech"] for line in lines) / 12
+    broken = sum(line["broken"] is not None for line in lines)
+    assert 0 < broken < 12 and found["broken_audio"]["value"] == broken / 12
+    assert found["speech_wer"]["n"] == sum(not line["broken"] and bool(line["text"]) for line in lines)
+    assert all((out / line["audio"]).is_file() for line in lines if not line["broken"])
+    assert sum(part["broken_audio"]["n"] for part in values["by_difficulty"]["result"].values()) == 12
+    assert sum(part["broken_audio"]["n"] for part in values["by_category"]["result"].values()) == 12
+
+
+def test_the_same_again_and_another_seed(evaluated, model, tmp_path):
+    out, values = evaluated
+    (tmp_path / "run/model").mkdir(parents=True)
+    (tmp_path / "run/model").rmdir()
+    (tmp_path / "run/model").symlink_to(model)
+    (tmp_path / "run/recipe.yaml").write_text("")  # a run: its model is evaluated
+    assert folder_evaluation(tmp_path / "run", tmp_path / "again") == values
+    assert (tmp_path / "again/result.jsonl").read_bytes() == (out / "result.jsonl").read_bytes()
+    folder_evaluation(model, tmp_path / "other", seed=4)
+    assert (tmp_path / "other/result.jsonl").read_bytes() != (out / "result.jsonl").read_bytes()
+
+
+def test_answers_do_not_depend_on_their_batch_or_order(speaking_lm, tmp_path):
+    """Before and after a run, and whatever the batch: the same draws for the same question."""
+    examples, texts = read_eval_rows(HELD_OUT, 6, EAR), []
+    for name, batch, rows in [("a", 6, examples), ("b", 2, examples[::-1])]:
+        evaluate(
+            speaking_lm, EncodedAudio(speaking_lm.codec), rows, name, earlier={}, model=tmp_path, data=HELD_OUT,
+            samples=tmp_path, ear=EAR, sampling=Sampling(40), seed=1, batch=batch,
+        )  # fmt: skip
+        lines = (tmp_path / f"{name}.jsonl").read_text().splitlines()
+        texts.append({line["id"]: (line["text"], line["heard"]) for line in map(json.loads, lines)})
+    assert texts[0] == texts[1]
+
+
+def test_a_second_moment_joins_the_first(speaking_lm, tmp_path):
+    rows, done = read_eval_rows(HELD_OUT, 2, EAR), []
+    rows = [row for row in rows if row.columns.pop("category")]  # a column that not all rows have says nothing
+    (tmp_path / "m").mkdir()
+    earlier = {
+        "before": {"kept": 1}, "by_difficulty": {"before": {"easy": {}}}, "model_digest": {"before": "abc"},
+        "step": {"before": 0},
+    }  # fmt: skip
+    values = evaluate(
+        speaking_lm, EncodedAudio(speaking_lm.codec), rows, "after", earlier=earlier, model=tmp_path / "m",
+        data=HELD_OUT, samples=tmp_path, ear=PocketSphinxSpec(kind="pocketsphinx"), sampling=Sampling(20), seed=1,
+        batch=1, progress=done.append,
+    )  # fmt: skip
+    assert done == [1, 2]
+    assert values["before"] == {"kept": 1} and values["step"] == {"before": 0} and "speech_wer" in values["after"]
+    assert set(values["by_difficulty"]) == {"before", "after"} and "by_category" not in values
+    assert values["model_digest"] == {"before": "abc", "after": digest_folder(tmp_path / "m")}
+    assert "open vocabulary" in values["ear"]
+    assert set(earlier) == {"before", "by_difficulty", "model_digest", "step"}  # not changed
+
+
+@pytest.mark.parametrize("inside", ["eval.json", "recipe.yaml", ".hidden", None])
+def test_a_folder_with_something_in_it_is_refused(model, tmp_path, inside):
+    out = tmp_path / "out"
+    if inside is None:
+        out.write_text("a file")
+    else:
+        out.mkdir()
+        (out / inside).write_text("mine")
+    with pytest.raises(InputError, match="expected a new folder or an empty one"):
+        check_evaluation(model, HELD_OUT, out, rows=None, ear=EAR)
+    assert inside is None or [path.name for path in out.iterdir()] == [inside]
+
+
+def test_what_is_wrong_is_said_before_the_model_is_loaded(model, tmp_path):
+    def check(target=model, data=HELD_OUT, ear=EAR):
+        check_evaluation(target, data, tmp_path / "out", rows=None, ear=ear)
+
+    rows = tmp_path / "rows.jsonl"
+    ask = '"messages": [{"role": "user", "content": "four?"}]'
+    rows.write_text(f'{{{ask}}}\n{{{ask}, "answer": "4"}}\n{{{ask}, "answer": ["4", "?"]}}\n')
+    with pytest.raises(InputError) as caught:
+        check(data=rows)
+    assert str(caught.value).split("\n") == [
+        f"{rows}:1: answer: expected an accepted answer or a list of them, found None",
+        f"{rows}:3: answer: expected words, found '?'",
+    ]
+    words = tmp_path / "words.txt"
+    words.write_text("zzyzzx\n")
+    with pytest.raises(InputError, match="words.txt: .*zzyzzx"):
+        check(ear=PocketSphinxSpec(kind="pocketsphinx", vocabulary=words))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/recipe.yaml").write_text("")
+    with pytest.raises(InputError, match="run/model: model: expected a folder"):
+        check(tmp_path / "run")  # a run that was stopped early has no model yet
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_the_rows_asked_for_are_read_and_checked(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    ask = '"messages": [{"role": "user", "content": "four?"}]'
+    rows.write_text(f'{{{ask}, "answer": 4}}\n{{{ask}}}\n')
+    assert [row.columns["answer"] for row in read_eval_rows(rows, 1, EAR)] == [4]
+
+
+def test_eval_json_is_read_back(tmp_path):
+    assert read_eval(tmp_path / "eval.json") == {}
+    write_eval(tmp_path / "eval.json", {"b": 1, "a": None})
+    assert read_eval(tmp_path / "eval.json") == {"a": None, "b": 1}
