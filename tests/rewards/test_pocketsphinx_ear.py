@@ -113,8 +113,9 @@ def test_a_dead_worker_is_a_clear_error_and_the_next_call_starts_anew():
 def test_workers_end_with_their_parent(tmp_path, how):
     script = tmp_path / "listen.py"
     script.write_text(
-        "import time\nimport numpy as np\nfrom elocute.rewards.asr import PocketSphinxEar\n"
+        "import signal\nimport time\nimport numpy as np\nfrom elocute.rewards.asr import PocketSphinxEar\n"
         "if __name__ == '__main__':\n"
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # tests in the background inherit it ignored
         "    ear = PocketSphinxEar(['cold'], workers=2)\n"
         "    ear.transcribe([np.zeros(800, np.float32)] * 4, 16000)\n"
         "    print(*ear._pool._processes, flush=True)\n" + ("    time.sleep(60)\n" if how else "")
