@@ -1,10 +1,13 @@
 """Progress people see: a live bar with rates in a terminal, a line now and then in a log."""
 
+import math
 import sys
 import time
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 10
 
 
 class RunProgress:
@@ -24,6 +27,7 @@ class RunProgress:
         )
         self.tasks: dict = {}
         self.started: dict[str, tuple[float, int]] = {}
+        self.printed: dict[str, float] = {}
 
     def __enter__(self) -> "RunProgress":
         self.bars.start()
@@ -40,9 +44,12 @@ class RunProgress:
             if stage not in self.tasks:
                 self.tasks[stage] = self.bars.add_task(stage, total=of, note="")
             self.bars.update(self.tasks[stage], completed=done, note=note)
-        elif done == of or done % 10 == 0 or "evaluate" in stage:
-            since, first = self.started.setdefault(stage, (time.perf_counter(), done))
-            seconds = time.perf_counter() - since
+            return
+        now = time.perf_counter()
+        since, first = self.started.setdefault(stage, (now, done))
+        if done == of or now - self.printed.get(stage, -math.inf) >= SECONDS_BETWEEN_LINES:
+            self.printed[stage] = now
+            seconds = now - since
             rate = f"{(done - first) / seconds:.2f}/s" if done > first else ""
             print(f"{stage} {done}/{of} {rate} {note}".rstrip(), file=sys.stderr, flush=True)
 

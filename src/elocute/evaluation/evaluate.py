@@ -22,6 +22,7 @@ from elocute.rewards.build import build_ear
 from elocute.rewards.rule import right_answers
 from elocute.rollout import Sampling
 
+PACKAGES = ("elocute", "torch", "transformers", "pocketsphinx", "jiwer")
 SOUNDS = 24
 """Answers whose WAVs are kept."""
 
@@ -65,8 +66,8 @@ def evaluate(
 
     model, data: where `lm` and `examples` came from, for their digests. `samples/name.jsonl` gets every answer.
     """
-    utterances = answer_all(lm, audio, examples, sampling, seed=seed, batch=batch, progress=progress)
-    with closing(build_ear(ear)) as listener:
+    with closing(build_ear(ear)) as listener:  # opened first: it is known to work before the long part
+        utterances = answer_all(lm, audio, examples, sampling, seed=seed, batch=batch, progress=progress)
         rows = judge_all(examples, utterances, listener.transcribe)
     write_answers(samples, name, rows, audio, sounds=SOUNDS)
     values = earlier | {
@@ -75,7 +76,7 @@ def evaluate(
         "seed": seed,
         "temperature": sampling.temperature,
         "max_new_tokens": sampling.max_new_tokens,
-        "versions": {name: version(name) for name in ("elocute", "torch", "transformers", "pocketsphinx", "jiwer")},
+        "versions": {package: version(package) for package in PACKAGES},
         "data_digest": digest_file(data),
         "model_digest": earlier.get("model_digest", {}) | {name: digest_folder(model)},
         name: _to_json(summarise(rows)),
