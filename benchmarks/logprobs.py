@@ -1,10 +1,11 @@
 """Selected-token log-probs and their gradients: time and memory against torch's full log-softmax and TRL's chunked one.
 
-    python benchmarks/logprobs.py            # 512 rows × 151,936 words × 896 wide, float32, CPU; some minutes
+    python -m benchmarks.logprobs            # 512 rows × 151,936 words × 896 wide, float32, CPU; some minutes
 
 Each variant runs in fresh processes, in turn, so that a busy moment of the machine meets all of them. Memory is the
 growth of the process's peak over a forward and backward pass, less the weight gradient, which everyone needs. Time is
 the median of all passes. "frozen head" is LoRA's case: no gradient for the head. TRL takes part where it is installed.
+Writes benchmarks/results/logprobs.json and the table in docs/losses.md.
 """
 
 import argparse
@@ -16,10 +17,11 @@ import statistics
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
+
+from benchmarks.tables import provenance, write_table
 
 RESULT = Path(__file__).parent / "results" / "logprobs.json"
 PEERS = {"torch": "torch, full log_softmax", "trl": "TRL, chunked"}
@@ -77,7 +79,14 @@ def compare(args) -> list[dict]:
         for turn in range(args.rounds):
             for variant in variants:
                 print(f"{'frozen' if frozen else 'trained'} head, round {turn + 1}: {variant}", file=sys.stderr)
-                command = [sys.executable, __file__, "--child", variant, *(["--frozen"] if frozen else [])]
+                command = [
+                    sys.executable,
+                    "-m",
+                    "benchmarks.logprobs",
+                    "--child",
+                    variant,
+                    *(["--frozen"] if frozen else []),
+                ]
                 sizes = [f"--{name}={getattr(args, name)}" for name in ("rows", "vocabulary", "width", "passes")]
                 done = subprocess.run(command + sizes, check=True, capture_output=True, text=True)
                 runs[variant].append(json.loads(done.stdout.splitlines()[-1]))
@@ -127,15 +136,28 @@ def main() -> None:
         print(f"{line['work']}: {line['ours']} against {line['theirs']} ({line['peer']}), ratio {line['ratio']}")
     packages = [name for name in ("torch", "trl") if importlib.util.find_spec(name)]
     kib = int(Path("/proc/meminfo").read_text().split()[1])
-    result = {
-        "command": "python " + " ".join(["benchmarks/logprobs.py", *sys.argv[1:]]),
-        "date": datetime.now(UTC).date().isoformat(),
+    result = provenance("benchmarks.logprobs") | {
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {kib / MIB:.0f} GiB",
         "versions": {"python": platform.python_version(), **{n: importlib.metadata.version(n) for n in packages}},
         "rows": lines,
     }
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    if args.output == RESULT:
+        write_table("logprobs", markdown(result), Path("docs/losses.md"))
+
+
+def markdown(result: dict) -> str:
+    """The rows as a table: time and memory side by side."""
+    lines = [
+        f"`{result['command']}` on {result['machine']}:",
+        "",
+        "| work | peer | ours | theirs | ratio |",
+        "|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        lines.append(f"| {row['work']} | {row['peer']} | {row['ours']} | {row['theirs']} | {row['ratio']} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.tables import over_seeds, percent, provenance, write_readme
+from benchmarks.tables import over_seeds, percent, provenance, write_table
 
 RUNS = Path("runs/quickstart-seeds")
 RECIPE = "recipes/starter/wavalign.yaml"
@@ -91,7 +91,7 @@ def main() -> None:
         | {name: summary(of, "after") for name, of in runs.items()},
     }
     RESULT.write_text(json.dumps(values, indent=2) + "\n")
-    write_readme("quickstart", markdown(values))
+    write_table("quickstart", markdown(values))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What benchmarks over seeds share: where and with what they were measured, means with intervals, README's tables."""
+"""What benchmarks share: where and with what they were measured, means over seeds, tables in the pages."""
 
 import os
 import platform
@@ -35,8 +35,8 @@ def percent(found: dict) -> str:
     return f"{100 * found['mean']:.1f}{interval}"
 
 
-def write_readme(name: str, markdown: str) -> None:
-    """Put a benchmark's tables between its marks in README.md."""
+def write_table(name: str, markdown: str, page: Path = README) -> None:
+    """Put a benchmark's tables between its marks in a page."""
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    before, rest = README.read_text().split(begin)
-    README.write_text(f"{before}{begin}\n{markdown}\n{end}{rest.split(end)[1]}")
+    before, rest = page.read_text().split(begin)
+    page.write_text(f"{before}{begin}\n{markdown}\n{end}{rest.split(end)[1]}")

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.tables import over_seeds, percent, provenance, write_readme
+from benchmarks.tables import over_seeds, percent, provenance, write_table
 from benchmarks.wavalign_ablation.variants import LABELS, NOISE, NOISY, OURS, RATES, VARIANTS
 from elocute.data.normalise import normalise
 from elocute.data.rows import read_rows
@@ -88,7 +88,7 @@ def write(runs: Path, seeds: Sequence[int], steps: int) -> None:
         values["gradients"] = json.loads(gradients.read_text())
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(values, indent=2) + "\n")
-    write_readme("wavalign_ablation", markdown(values))
+    write_table("wavalign_ablation", markdown(values))
 
 
 def _paired(ours: list[list[dict]], other: list[list[dict]], key: str) -> float:
