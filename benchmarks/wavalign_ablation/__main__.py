@@ -77,7 +77,7 @@ def do(run: Run) -> None:
     train = ["train", RECIPE, f"run_dir={folder}", f"seed={run.seed}", *run.overrides]
     if (folder / "recipe.yaml").exists():
         train.append("--resume")
-    elocute(folder, *train)
+    elocute(*train)
     evaluate(folder, folder / "eval", run.seed, run.rows)
     for checkpoint in sorted((folder / "checkpoints").glob("step-*/*")):
         checkpoint.unlink()  # the model stays; a hundred optimiser states would fill the disk
@@ -86,10 +86,10 @@ def do(run: Run) -> None:
 def evaluate(model: Path, out: Path, seed: int, rows: int | None) -> None:
     shutil.rmtree(out, ignore_errors=True)  # of an evaluation that was stopped
     limit = [] if rows is None else ["--rows", str(rows)]
-    elocute(out, "eval", str(model), "--data", HELD_OUT, "-o", str(out), "--seed", str(seed), *EAR, *limit)
+    elocute("eval", str(model), "--data", HELD_OUT, "-o", str(out), "--seed", str(seed), *EAR, *limit)
 
 
-def elocute(log: Path, *words: str) -> None:
+def elocute(*words: str) -> None:
     command = [sys.executable, "-m", "elocute.cli", *words, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

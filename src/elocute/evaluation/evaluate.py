@@ -76,7 +76,7 @@ def evaluate(
         "seed": seed,
         "temperature": sampling.temperature,
         "max_new_tokens": sampling.max_new_tokens,
-        "versions": {package: version(package) for package in PACKAGES},
+        "versions": earlier.get("versions", {}) | {name: {package: version(package) for package in PACKAGES}},
         "data_digest": digest_file(data),
         "model_digest": earlier.get("model_digest", {}) | {name: digest_folder(model)},
         name: _to_json(summarise(rows)),

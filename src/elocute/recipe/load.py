@@ -54,11 +54,9 @@ def _apply(values: dict, override: str) -> None:
     try:
         for parent in parents:
             here = _inside(here, parent)
-        value = yaml.safe_load(text)
-        # The schema knows best what a single word is: 1e-4 a number, run_dir=2026 a path.
-        word = not isinstance(value, dict | list | None) and not text.startswith(("'", '"'))
-        _set(here, last, text if word else value)
-    except (yaml.YAMLError, ValueError) as error:  # 2026-13-45 is no date
+        # Lists, sections, quotes and null are YAML; what a plain word is, the schema knows: 1e-4 or the path 2026.
+        _set(here, last, yaml.safe_load(text) if text in ("", "~", "null") or text[0] in "[{'\"" else text)
+    except yaml.YAMLError as error:
         raise InputError(f"{override!r}: the value is not YAML") from error
     except _NoSuchPlace as error:
         raise InputError(f"{override!r}: {error}") from error
@@ -85,7 +83,7 @@ def _set(here: dict | list, part: str, value) -> None:
 def _place(here: dict | list, part: str) -> str | int:
     if isinstance(here, dict):
         return part
-    if part.isdigit() and int(part) < len(here):
+    if part.isdecimal() and int(part) < len(here):
         return int(part)
     raise _NoSuchPlace(f"{part} is no place in a list of {len(here)}")
 

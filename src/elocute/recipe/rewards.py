@@ -126,9 +126,9 @@ class FunctionSpec(_RewardSpec):
     kind: Literal["function"]
     function: str
     """The callable's address."""
-    low: Annotated[float, Field(allow_inf_nan=False)]
+    low: float
     """Least value it may give."""
-    high: Annotated[float, Field(allow_inf_nan=False)]
+    high: float
     """Highest value it may give."""
     conversational: bool = True
     """Prompts and completions are lists of messages; false: strings."""

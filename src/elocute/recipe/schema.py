@@ -42,7 +42,7 @@ class Rollout(Section):
     """Sample from the k likeliest tokens; 0: all."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Then from the likeliest tokens that hold this share; 1: all."""
-    importance_cap: Annotated[float, Field(gt=0)] = 2.0
+    importance_cap: Annotated[float, Field(gt=0, allow_inf_nan=True)] = 2.0
     """Cap of the truncated importance weight that corrects top-k/top-p and stale samplers."""
 
 
@@ -153,8 +153,8 @@ class Optim(Section):
     """AdamW's."""
     weight_decay: Weight = 0.01
     """AdamW's."""
-    clip_norm: Annotated[float, Field(gt=0)] = 1.2
-    """Largest gradient norm."""
+    clip_norm: Annotated[float, Field(gt=0, allow_inf_nan=True)] = 1.2
+    """Largest gradient norm; inf: any."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     """From the warm-up's end to `steps`: level, or falling to 0."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0

@@ -53,7 +53,10 @@ class RunFolder:
             folder.mkdir(exist_ok=True)
 
     def _check_same(self, recipe: Recipe) -> None:
-        old, new = yaml.safe_load(self.recipe.read_text()), recipe.model_dump(mode="json")
+        old, new = (
+            _without_means(yaml.safe_load(self.recipe.read_text())),
+            _without_means(recipe.model_dump(mode="json")),
+        )
         for key in new:
             if key not in FREE_TO_CHANGE and old.get(key) != new[key]:
                 name, was, now = _first_difference(key, old.get(key), new[key])
@@ -61,7 +64,7 @@ class RunFolder:
                     f"{self.recipe}: {name}: the run was started with {was!r}, the recipe now says {now!r}"
                 )
         if self.environment.exists():
-            for path, digest in json.loads(self.environment.read_text())["digests"].items():
+            for path, digest in json.loads(self.environment.read_text()).get("digests", {}).items():
                 if _digest(Path(path)) != digest:
                     raise InputError(f"{path}: not what it was when the run was started; start another run")
 
@@ -99,6 +102,15 @@ class RunFolder:
     def append_metrics(self, values: dict) -> None:
         with self.metrics.open("a") as file:
             file.write(json.dumps(values) + "\n")
+
+
+def _without_means(recipe: dict) -> dict:
+    """A recipe without what changes how the evaluation is done and not its result."""
+    evaluation = {key: value for key, value in (recipe.get("evaluation") or {}).items() if key != "batch"}
+    if evaluation.get("ear"):
+        means = ("workers", "batch_size", "device")
+        evaluation["ear"] = {key: value for key, value in evaluation["ear"].items() if key not in means}
+    return recipe | {"evaluation": evaluation}
 
 
 def _digest(path: Path) -> str:
