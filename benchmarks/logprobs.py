@@ -150,7 +150,7 @@ def main() -> None:
 def markdown(result: dict) -> str:
     """The rows as a table: time and memory side by side."""
     lines = [
-        f"`{result['command']}` on {result['machine']}:",
+        f"`python -m benchmarks.logprobs`, {result['date']}, on {result['machine']}:",
         "",
         "| work | peer | ours | theirs | ratio |",
         "|---|---|---|---|---|",
