@@ -168,3 +168,11 @@ def test_eval_json_is_read_back(tmp_path):
     assert read_eval(tmp_path / "eval.json") == {}
     write_eval(tmp_path / "eval.json", {"b": 1, "a": None})
     assert read_eval(tmp_path / "eval.json") == {"a": None, "b": 1}
+
+
+def test_a_recogniser_that_was_a_reward_does_not_judge_the_run(tmp_path):
+    rewards = "rewards: [{kind: asr, name: clear, weight: 1, ear: {kind: pocketsphinx, vocabulary: null}}]"
+    (tmp_path / "recipe.yaml").write_text(rewards)
+    ear = PocketSphinxSpec(kind="pocketsphinx")
+    with pytest.raises(InputError, match="reward 'clear' is this recogniser"):
+        check_evaluation(tmp_path, HELD_OUT, tmp_path / "out", rows=1, ear=ear)

@@ -6,6 +6,8 @@ from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 
+import yaml
+
 from elocute.data.cache import EncodedAudio
 from elocute.data.digest import digest_file, digest_folder
 from elocute.data.files import write_atomically
@@ -103,11 +105,22 @@ def check_evaluation(
     target: Path, data: Path, out: Path, *, rows: int | None, ear: EarSpec
 ) -> tuple[Path, list[Example]]:
     """What `elocute eval` needs, before a model is loaded: (model folder of a model or run, rows)."""
-    model = target / "model" if (target / "recipe.yaml").exists() else target
+    recipe = target / "recipe.yaml"
+    model = target / "model" if recipe.exists() else target
+    if recipe.exists():
+        _check_ear(recipe, ear)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"-o {out}: expected a new folder or an empty one")
     load_vocabulary(model)
     return model, read_eval_rows(data, rows, ear)
+
+
+def _check_ear(recipe: Path, ear: EarSpec) -> None:
+    """InputError when `ear` was a reward of the run: a recogniser that was trained against cannot judge."""
+    for reward in (yaml.safe_load(recipe.read_text()) or {}).get("rewards", []):
+        listens = reward.get("ear") or {}
+        if listens.get("kind") == ear.kind and listens.get("path") == (str(ear.path) if hasattr(ear, "path") else None):
+            raise InputError(f"{recipe}: reward {reward['name']!r} is this recogniser; choose another with --ear")
 
 
 def evaluate_folder(
