@@ -195,6 +195,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if not 0 <= args.right < 1:
+        parser.error(f"--right: expected a share below 1, got {args.right:g}")
     torch.manual_seed(args.seed)
     codec = StarterCodec.load(args.codec)
     rows, written_rows = read_rows(args.data), read_rows(args.written)

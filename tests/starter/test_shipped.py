@@ -1,5 +1,6 @@
 """What ships: rows that load, units that belong to the shipped codec, sound files that go in."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,12 @@ def test_sound_files_encode_to_the_shipped_units():
         assert np.array_equal(codec.encode(*load_audio(row.audios[0].path)), questions.get(row.id))
         said = answers.get(row.target_text.replace(" ", "_"))
         assert np.array_equal(codec.encode(*load_audio(row.target_audio.path)), said)
+
+
+def test_the_page_says_what_the_codec_measured():
+    metrics, page = json.loads((STARTER / "codec" / "metrics.json").read_text()), (STARTER / "README.md").read_text()
+    said = f"{metrics['wer_resynthesis']:.1%} of words misheard after re-synthesis ({metrics['wer_original']:.1%} before)"
+    assert said.replace("%", " %") in page and f"F0 correlates {metrics['f0_correlation']:.2f}" in page
 
 
 def test_all_that_ships_stays_small():

@@ -117,9 +117,12 @@ def check_evaluation(
 
 def _check_ear(recipe: Path, ear: EarSpec) -> None:
     """InputError when `ear` was a reward of the run: a recogniser that was trained against cannot judge."""
-    for reward in (yaml.safe_load(recipe.read_text()) or {}).get("rewards", []):
+    rewards = (yaml.safe_load(recipe.read_text()) or {}).get("rewards", [])
+    gating = {reward["gate"]["reward"] for reward in rewards if reward.get("gate")}
+    for reward in rewards:
         listens = reward.get("ear") or {}
-        if listens.get("kind") == ear.kind and listens.get("path") == (str(ear.path) if hasattr(ear, "path") else None):
+        decides = reward.get("weight", 1) > 0 or reward["name"] in gating
+        if decides and listens.get("kind") == ear.kind and listens.get("path") == (str(ear.path) if hasattr(ear, "path") else None):
             raise InputError(f"{recipe}: reward {reward['name']!r} is this recogniser; choose another with --ear")
 
 

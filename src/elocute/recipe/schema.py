@@ -224,8 +224,10 @@ class Recipe(Section):
             raise ValueError("rewards: expected at least one, the objective samples answers and must score them")
         if isinstance(self.objective.mixing, Adaptive) and self.reward_mix.scale == "group":
             raise ValueError("objective.mixing: adaptive needs a reward scale with a range; use reward_mix.scale=raw")
+        gating = {reward.gate.reward for reward in self.rewards if reward.gate}
         for reward in self.rewards if self.data.eval else []:
-            if reward.kind == "asr" and _same_ear(reward.ear, self.evaluation.ear):
+            decides = reward.weight > 0 or reward.name in gating  # what is only measured may be measured again
+            if reward.kind == "asr" and decides and _same_ear(reward.ear, self.evaluation.ear):
                 raise ValueError(f"evaluation.ear: reward {reward.name!r} is this recogniser, which then judges itself")
         if self.lora and self.freeze:
             raise ValueError("freeze: lora trains its adapters only; choose lora.targets instead")

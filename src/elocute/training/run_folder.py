@@ -1,6 +1,7 @@
 """A run's folder: what is in it, when it may be used, and how its metrics file survives a kill."""
 
 import json
+import os
 import platform
 import shlex
 import sys
@@ -78,6 +79,7 @@ class RunFolder:
             "python": platform.python_version(),
             "machine": f"{platform.system()} {platform.machine()}",
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+            "processes": int(os.environ.get("WORLD_SIZE", "1")),
             "threads": torch.get_num_threads(),
             "versions": {name: version(name) for name in names},
             "digests": {str(path): _digest(path) for path in (recipe.model, *data)},
