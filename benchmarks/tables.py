@@ -16,7 +16,8 @@ README = Path("README.md")
 def provenance(module: str) -> dict:
     """Command, date, machine and versions."""
     return {
-        "command": " ".join([f"python -m {module}", *sys.argv[1:]]),
+        # --table only writes down what was measured before: the command is the one that measures.
+        "command": " ".join([f"python -m {module}", *(word for word in sys.argv[1:] if word != "--table")]),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{os.cpu_count()} {platform.machine()} cores",
         "versions": {name: version(name) for name in ("torch", "transformers", "elocute")},

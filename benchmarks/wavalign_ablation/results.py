@@ -125,7 +125,32 @@ def markdown(values: dict) -> str:
         by = {"0 %": values["variants"], **values["judge_noise"]}
         cells = [_pair(by[level][name]) if name in by[level] else "–" for level in levels]
         lines.append(f"| {LABELS[name]} | " + " | ".join(cells) + " |")
+    if "gradients" in values:
+        lines += ["", *_gradients(values["gradients"])]
     return "\n".join(lines)
+
+
+def _gradients(found: dict) -> list[str]:
+    """Norms and cosines of the parts' gradients at the base model (the paper's appendix C)."""
+    parts, cosine = list(found["norm"]), found["cosine"]
+    lines = [
+        f"Gradients at the base model over {found['batches']} batches: their norm (mean ± std), their steadiness "
+        f"(‖mean‖ / mean ‖·‖; noise alone gives {found['batches'] ** -0.5:.2f}) and the mean cosine of two parts':",
+        "",
+        "| part | norm | steadiness | " + " | ".join(f"cosine with {_part(other)}" for other in parts[1:]) + " |",
+        "|---" * (len(parts) + 2) + "|",
+    ]
+    for index, part in enumerate(parts):
+        norm = found["norm"][part]
+        cells = [f"{cosine[f'{part} · {other}']:.2f}" if place > index else "" for place, other in enumerate(parts)][1:]
+        first = [_part(part), f"{norm['mean']:.2f} ± {norm['std']:.2f}", f"{found['steadiness'][part]:.2f}"]
+        lines.append("| " + " | ".join([*first, *cells]) + " |")
+    return lines
+
+
+def _part(name: str) -> str:
+    loss, modality = name.split("_")
+    return f"{loss.upper()} on {modality}"
 
 
 def _pair(found: dict) -> str:
