@@ -12,15 +12,17 @@ from elocute.rollout import Sampling, sample_groups
 def one_turn(
     model: Path, *, audio: Path | None, text: str | None, temperature: float, max_new_tokens: int, seed: int
 ) -> Utterance:
-    """Ask the model in `model` by a sound file or in writing. InputError for a question it cannot take.
+    """Ask the model in `model` by a sound file or in writing; a textless one continues the sound file.
 
-    The utterance says in `broken` why it is no proper answer, if it is none.
+    The utterance says in `broken` why it is no proper answer, if it is none. InputError for a question it cannot take.
     """
     if text is not None and not text.strip():
         raise InputError("--text: expected a question, got nothing")
     if text is not None and "<|audio|>" in text:
         raise InputError("--text: <|audio|> marks a place for audio; use --audio")
     lm = load_speaker(model)
+    if text is not None and lm.layout.text_end is None:
+        raise InputError(f"--text: {model} is textless, it hears only; use --audio")
     content = "<|audio|>" if audio is not None else text
     audios = () if audio is None else (AudioRef(audio),)
     example = Example(id="chat", messages=(Message("user", content),), audios=audios)

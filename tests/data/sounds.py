@@ -15,6 +15,7 @@ class CountingCodec:
     """A real, if crude, codec: mean loudness of 20 ms frames in 256 steps. Counts what it encodes."""
 
     sample_rate = 16000
+    n_units = 256
 
     def __init__(self, digest="d1"):
         self.digest = digest

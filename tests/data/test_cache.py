@@ -126,3 +126,47 @@ def test_where_the_cache_lies(monkeypatch, tmp_path):
     monkeypatch.delenv("ELOCUTE_CACHE")
     monkeypatch.setenv("HOME", "/home/someone")
     assert str(default_folder()) == "/home/someone/.cache/elocute/units"
+
+
+def test_the_first_seconds_are_cut_off_before_they_are_encoded(sound, tmp_path):
+    """The same units as of a file that ends there, and never those of the whole file."""
+    wave = np.concatenate([tone(peak=0.2), tone(peak=0.8)])
+    whole, cut = sound("whole.wav", wave), sound("cut.wav", wave[:4000])
+    for audio in (EncodedAudio(CountingCodec(), tmp_path / "cache"), EncodedAudio(CountingCodec(), tmp_path / "cache")):
+        first = audio.units(AudioRef(whole, seconds=0.25))
+        np.testing.assert_array_equal(first, audio.units(AudioRef(cut)))
+        assert len(audio.units(AudioRef(whole))) == 50 and len(first) == 12
+        np.testing.assert_array_equal(audio.units(AudioRef(whole, seconds=9)), audio.units(AudioRef(whole)))
+    assert len(entries(tmp_path / "cache")) == 4
+
+
+def test_a_long_recording_may_have_a_short_beginning(sound, tmp_path):
+    audio = EncodedAudio(CountingCodec(), tmp_path / "cache")
+    long = sound(wave=tone(seconds=61))
+    assert len(audio.units(AudioRef(long, seconds=3))) == 150
+    with pytest.raises(InputError, match="audio lasts 61.0 s, at most 60 s"):
+        audio.units(AudioRef(long))
+    with pytest.raises(InputError, match="audio is silent"):
+        audio.units(AudioRef(sound("s.wav", np.concatenate([0 * tone(), tone()])), seconds=0.3))
+
+
+def test_given_units_are_returned_as_they_are(tmp_path):
+    audio = EncodedAudio(codec := CountingCodec("d1"), tmp_path / "cache")
+    ref = AudioRef(tmp_path / "gone.wav", units=(5, 5, 0, 255), codec="d1")
+    units = audio.units(ref)
+    assert units.dtype == np.int64 and units.tolist() == [5, 5, 0, 255]
+    units[:] = 0
+    assert audio.units(ref).tolist() == [5, 5, 0, 255] and codec.calls == 0
+    with pytest.raises(InputError, match="gone.wav: its units are of codec d1, the codec in use is d2"):
+        EncodedAudio(CountingCodec("d2"), tmp_path / "cache").units(ref)
+    with pytest.raises(InputError, match=r"gone.wav: its units: expected 0 … 255, got 256"):
+        audio.units(AudioRef(tmp_path / "gone.wav", units=(256,), codec="d1"))
+
+
+def test_what_is_forgotten_is_on_disk(sound, tmp_path):
+    audio = EncodedAudio(codec := CountingCodec(), tmp_path / "cache")
+    ref = AudioRef(sound())
+    expected = audio.units(ref)
+    audio.forget()
+    np.testing.assert_array_equal(audio.units(ref), expected)
+    assert codec.calls == 1

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elocute.data.rows import check_rows, read_rows
+from elocute.data.rows import check_rows, each_row, read_rows
 from elocute.data.types import AudioRef, Message
 from elocute.data.units import write_units
 from elocute.errors import InputError
@@ -230,3 +230,68 @@ def test_files_without_rows(tmp_path):
     assert problem(tmp_path / "empty") == f"{tmp_path / 'empty'}: expected at least one row, the file holds none"
     assert "cannot be read (No such file" in problem(tmp_path / "missing")
     assert "cannot be read (Is a directory" in problem(tmp_path)
+
+
+def test_rows_may_hold_the_very_units_of_their_answers(rows, sound, tmp_path):
+    sound("good.wav")
+    units = {"sft_target_units": [3, 0, 3], "rejected_units": [9], "units_codec": "d1"}
+    [example] = read_rows(path := rows({"messages": ASK, "sft_target_audio": "good.wav", **units}))
+    assert example.target_audio == AudioRef(tmp_path / "good.wav", units=(3, 0, 3), codec="d1")
+    assert example.rejected_audio == AudioRef(path, units=(9,), codec="d1")  # nothing to listen to but the row
+    assert not example.columns
+    closing = {"messages": [*ASK, {"role": "assistant", "content": "<|audio|>"}], "audios": ["good.wav"], **units}
+    [example] = read_rows(rows(closing))
+    assert example.target_audio == AudioRef(tmp_path / "good.wav", units=(3, 0, 3), codec="d1")
+    [example] = read_rows(rows({"messages": ASK, "units_codec": "d1", "sft_target_units": None}))
+    assert example.target_audio is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"sft_target_units": [1]}, "units_codec: expected the digest of the codec that sft_target_units are of, got"),
+        ({"rejected_units": [1], "units_codec": 3}, "units_codec: expected a string"),
+        ({"rejected_units": [], "units_codec": "d"}, "rejected_units: expected at least one unit, got []"),
+        ({"sft_target_units": "1 2", "units_codec": "d"}, "sft_target_units: expected a list, got a string"),
+        (
+            {"sft_target_units": [1, -1], "units_codec": "d"},
+            "sft_target_units[1]: expected a unit (an integer, at least",
+        ),
+        ({"sft_target_units": [1.0], "units_codec": "d"}, "sft_target_units[0]: expected a unit"),
+        ({"sft_target_units": [True], "units_codec": "d"}, "sft_target_units[0]: expected a unit"),
+    ],
+)
+def test_bad_units_are_named(rows, fields, expected):
+    message = problem(rows({"messages": ASK, **fields}))
+    assert expected in message and "\n" not in message
+
+
+def test_prompt_seconds_cut_the_prompt_and_not_the_answer(rows, sound, tmp_path):
+    for name in ("q1.wav", "q2.wav", "a.wav", "r.wav"):
+        sound(name)
+    messages = [*HEAR, {"role": "assistant", "content": "yes"}, *HEAR, {"role": "assistant", "content": "<|audio|>"}]
+    path = rows({"messages": messages, "audios": ["q1.wav", "q2.wav", "a.wav"], "rejected_audio": "r.wav"})
+    [example] = read_rows(path, 3.0)
+    assert example.audios == tuple(AudioRef(tmp_path / name, seconds=3.0) for name in ("q1.wav", "q2.wav"))
+    assert (example.target_audio, example.rejected_audio) == (
+        AudioRef(tmp_path / "a.wav"),
+        AudioRef(tmp_path / "r.wav"),
+    )
+    write_units(tmp_path / "u.safetensors", {"k": np.arange(3)}, "d")
+    path = rows({"messages": messages, "audios": ["q1.wav", "u.safetensors#k", "u.safetensors#k"]})
+    assert problem(path, prompt_seconds=3.0) == (
+        f"{path}:1: audios[1]: expected a sound file, for prompt_seconds cuts before anything is encoded, "
+        f"got {tmp_path / 'u.safetensors'}#k"
+    )
+
+
+def test_rows_one_by_one_are_the_rows_together(rows):
+    given = [{"messages": ASK, "n": n} for n in range(3)]
+    path = rows(*given)
+    assert [fields for fields, _ in each_row(path)] == given
+    assert [example for _, example in each_row(path)] == read_rows(path)
+    seen = []
+    with pytest.raises(InputError, match="rows.jsonl:2: messages"):
+        seen += (example.columns["n"] for _, example in each_row(rows(given[0], {}, given[2])))
+    one = each_row(rows(*given))
+    assert next(one)[1].columns["n"] == 0  # without reading on

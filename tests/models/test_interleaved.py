@@ -56,6 +56,23 @@ def test_an_answer_to_learn_is_written_and_spoken(tiny_lm, audio, fields, said):
     assert str(caught.value).startswith(f"rows.jsonl:7: {said}")
 
 
+def test_a_rejected_answer_is_laid_out_and_refused_like_one_to_learn(speaking_lm, audio):
+    row = example(target_text="one", target_audio=FOUR, rejected_text="four", rejected_audio=FOUR)
+    as_target = speaking_lm.encode_target(example(target_text="four", target_audio=FOUR), audio)
+    assert speaking_lm.encode_rejected(row, audio).ids.tolist() == as_target.ids.tolist()
+    for fields, said in [
+        ({}, "rejected_audio: expected the answer's speech"),
+        ({"rejected_audio": FOUR}, "rejected_text: expected the answer's text"),
+        ({"rejected_text": "<|audio_3|>", "rejected_audio": FOUR}, "rejected_text: the text holds the control token"),
+        (
+            {"rejected_text": "four", "rejected_audio": AudioRef(Path("no.wav"))},
+            "rejected_audio: no.wav: audio file not found",
+        ),
+    ]:
+        with pytest.raises(InputError, match=f"^rows.jsonl:7: {said}"):
+            speaking_lm.encode_rejected(example(target_text="one", target_audio=FOUR, **fields), audio)
+
+
 def test_an_answer_to_learn_reads_back(speaking_lm, audio):
     tokens = speaking_lm.encode_target(example(target_text="four", target_audio=FOUR), audio)
     cursor = speaking_lm.layout.read(tokens.ids)

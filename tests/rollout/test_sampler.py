@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from elocute.errors import InputError
 from elocute.rollout import Sampling, sample_groups
 from elocute.rollout.sampler import draw
 from elocute.training.batch import make_batch
@@ -91,3 +92,10 @@ def test_defect_08_log_probs_are_those_of_the_truncated_distribution(top_k, top_
             expected = logp[tokens == token][0].exp()
             assert abs(float(shares[token] - expected)) < 0.03
     assert abs(float(sum(logp[tokens == t][0].exp() for t in tokens.unique())) - 1) < 0.02
+
+
+def test_what_cannot_fit_the_context_is_refused(tiny_lm):
+    prompts = [torch.tensor([1, 2, 3]), torch.tensor([1, 2])]
+    with pytest.raises(InputError, match=f"expected at most {tiny_lm.context - 3}, got {tiny_lm.context - 2}"):
+        sample_groups(tiny_lm, prompts, [[0], [1]], Sampling(tiny_lm.context - 2))
+    sample_groups(tiny_lm, prompts, [[0], [1]], Sampling(tiny_lm.context - 3))

@@ -14,11 +14,13 @@ from elocute.errors import InputError, RunError
 SILENCE = 1e-4  # peak below which a recording holds nothing to hear: -80 dB of full scale
 
 
-def load_audio(path: str | Path, *, max_seconds: float = 60) -> tuple[np.ndarray, int]:
-    """Read a sound file (WAV, FLAC, MP3, OGG …; any rate; channels are averaged).
+def load_audio(
+    path: str | Path, *, max_seconds: float = 60, seconds: float | None = None, silent: bool = False
+) -> tuple[np.ndarray, int]:
+    """Read a sound file (WAV, FLAC, MP3, OGG …; any rate; channels are averaged), or its first `seconds` only.
 
     Returns the waveform, float32 [samples], and its sample rate in Hz. Raises InputError, naming the file, when it is
-    missing, unreadable, cut off, empty, silent, not finite or longer than `max_seconds`.
+    missing, unreadable, cut off, not finite, longer than `max_seconds` or, unless it may be `silent`, empty or silent.
     """
     path = Path(path)
     if not os.path.isfile(path):
@@ -26,18 +28,22 @@ def load_audio(path: str | Path, *, max_seconds: float = 60) -> tuple[np.ndarray
     try:
         with soundfile.SoundFile(str(path)) as file:
             rate, declared = file.samplerate, file.frames
+            if seconds is not None:
+                declared = min(declared, round(seconds * rate))
             if declared > max_seconds * rate:
                 raise InputError(f"{path}: audio lasts {declared / rate:.1f} s, at most {max_seconds:g} s are allowed")
-            channels = file.read(dtype="float32", always_2d=True)
+            channels = file.read(declared, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, TypeError, OSError) as error:  # TypeError: soundfile's word for headerless .raw
         raise InputError(f"{path}: not a readable audio file ({' '.join(str(error).split())})") from None
     waveform = np.ascontiguousarray(channels.mean(axis=1))
     if len(waveform) < declared:
         raise InputError(f"{path}: audio is cut off: {declared} samples announced, {len(waveform)} there")
-    if not len(waveform):
-        raise InputError(f"{path}: audio is empty")
     if not np.isfinite(waveform).all():
         raise InputError(f"{path}: audio holds NaN or infinite samples")
+    if silent:
+        return waveform, rate
+    if not len(waveform):
+        raise InputError(f"{path}: audio is empty")
     if (peak := np.abs(waveform).max()) < SILENCE:
         raise InputError(f"{path}: audio is silent (peak {peak:.1g}, expected at least {SILENCE:g} of full scale)")
     return waveform, rate

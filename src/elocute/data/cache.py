@@ -1,5 +1,7 @@
 """Audio is encoded once per file, ever: in memory by (path, date, size), on disk by content and codec.
 
+The first n seconds of a file are another piece of audio than the whole of it.
+
 A cache entry is a store of one sequence whose key is the sha256 of the sequence itself, so that a damaged entry is
 noticed and made again. Entries appear whole (see files.py): any number of processes may share the folder.
 """
@@ -18,12 +20,16 @@ from elocute.data.types import AudioRef
 from elocute.data.units import UnitStore, write_units
 from elocute.errors import InputError
 
+_Version = tuple[Path, int, int]
+"""A sound file as it was when it was read: path, date, size."""
+
 
 class Codec(Protocol):
     """What is needed of a codec here. `digest` changes whenever the same audio would give other units."""
 
     digest: str
     sample_rate: int
+    n_units: int
 
     def encode(self, waveform: np.ndarray, rate: int) -> np.ndarray: ...
 
@@ -49,15 +55,28 @@ class EncodedAudio:
         self.codec = codec
         self.folder = Path(folder) if folder is not None else default_folder()
         self.counts = Counts()
-        self._memory: dict[tuple[Path, int, int], np.ndarray] = {}
+        self._memory: dict[tuple[_Version, float | None], np.ndarray] = {}
         self._stores: dict[Path, UnitStore] = {}
 
     def units(self, ref: AudioRef) -> np.ndarray:
         """int64 [frames] or [frames, codebooks], the caller's own copy.
 
-        Raises InputError for audio that cannot be used and for a store that another codec made.
+        Raises InputError for audio that cannot be used and for units that another codec made.
         """
-        return self._from_file(ref.path) if ref.key is None else self._from_store(ref.path, ref.key)
+        if ref.units is not None:
+            return self._given(ref)
+        return self._from_file(ref.path, ref.seconds) if ref.key is None else self._from_store(ref.path, ref.key)
+
+    def forget(self) -> None:
+        """Let go of what is in memory: it is still on disk, and a stream of rows needs it once."""
+        self._memory.clear()
+
+    def _given(self, ref: AudioRef) -> np.ndarray:
+        if ref.codec != self.codec.digest:
+            raise InputError(f"{ref.path}: its units are of codec {ref.codec}, the codec in use is {self.codec.digest}")
+        if not all(0 <= unit < self.codec.n_units for unit in ref.units):
+            raise InputError(f"{ref.path}: its units: expected 0 … {self.codec.n_units - 1}, got {max(ref.units)}")
+        return np.array(ref.units, dtype=np.int64)
 
     def _from_store(self, path: Path, key: str) -> np.ndarray:
         if path not in self._stores:
@@ -66,22 +85,23 @@ class EncodedAudio:
             self._stores[path] = store
         return self._stores[path].get(key)
 
-    def _from_file(self, path: Path) -> np.ndarray:
+    def _from_file(self, path: Path, seconds: float | None) -> np.ndarray:
         version = _version(path)
-        if version in self._memory:
+        if (version, seconds) in self._memory:
             self.counts.hits += 1
         else:
-            self._memory[version] = self._from_disk(path, version)
-        return self._memory[version].astype(np.int64)
+            self._memory[version, seconds] = self._from_disk(path, version, seconds)
+        return self._memory[version, seconds].astype(np.int64)
 
-    def _from_disk(self, path: Path, version: tuple[Path, int, int]) -> np.ndarray:
-        name = hashlib.sha256(f"{digest_file(path)} {self.codec.digest}".encode()).hexdigest()
+    def _from_disk(self, path: Path, version: _Version, seconds: float | None) -> np.ndarray:
+        part = "" if seconds is None else f" {float(seconds)} s"
+        name = hashlib.sha256(f"{digest_file(path)} {self.codec.digest}{part}".encode()).hexdigest()
         entry = self.folder / name[:2] / f"{name}.safetensors"
         units = _read_entry(entry, self.codec.digest)
         if units is not None:
             self.counts.hits += 1
             return units
-        units = np.asarray(self.codec.encode(*load_audio(path)))
+        units = np.asarray(self.codec.encode(*load_audio(path, seconds=seconds)))
         if not units.size:
             raise InputError(f"{path}: audio is too short to be encoded")
         if _version(path) != version:
@@ -91,7 +111,7 @@ class EncodedAudio:
         return units.astype(np.int32)
 
 
-def _version(path: Path) -> tuple[Path, int, int]:
+def _version(path: Path) -> _Version:
     try:
         stat = path.stat()
     except OSError as error:

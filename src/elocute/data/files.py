@@ -1,6 +1,7 @@
 """Files that are either there whole or not at all."""
 
 import os
+import re
 import secrets
 from pathlib import Path
 
@@ -25,3 +26,8 @@ def write_atomically(path: str | Path, content: bytes) -> None:
             raise
     except OSError as error:
         raise RunError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether this is what a writer of `write_atomically` leaves behind when it is killed."""
+    return re.fullmatch(r"\..+\.\d+-[0-9a-f]{8}", path.name) is not None

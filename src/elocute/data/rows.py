@@ -6,6 +6,8 @@ The schema (any other field is kept in `Example.columns`; `null` and "" mean tha
     audios            [path, …] in the order of the marks
     sft_target_text, sft_target_audio   the answer to learn
     rejected_text, rejected_audio       the answer to unlearn
+    sft_target_units, rejected_units    [int, …]: the answer's very units, in place of its encoded audio
+    units_codec       digest of the codec that they are of
     question_text     what a judge reads in place of the question's audio
     task_type, id     str
 
@@ -20,6 +22,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,9 @@ NAMED = {
     "sft_target_audio",
     "rejected_text",
     "rejected_audio",
+    "sft_target_units",
+    "rejected_units",
+    "units_codec",
     "question_text",
     "task_type",
     "id",
@@ -48,38 +54,51 @@ class _BadRow(Exception):
     """What is wrong with a row: `field: what was expected`, for all its bad fields."""
 
 
-def read_rows(path: str | Path, *, check_audio: bool = True) -> list[Example]:
+def read_rows(path: str | Path, prompt_seconds: float | None = None, *, check_audio: bool = True) -> list[Example]:
     """The rows of a JSONL file, in order; blank lines are allowed.
 
-    A row without `id` gets one made from its content. With `check_audio` all audio that rows name must be there. Raises
-    one InputError for all bad rows together, one line each: `file:line: field: what was expected`.
+    A row without `id` gets one made from its content. `prompt_seconds`: of the prompt's sound files, only the first
+    seconds. With `check_audio` all audio that rows name must be there. Raises one InputError for all bad rows together,
+    one line each: `file:line: field: what was expected`.
+    """
+    return [example for _, example in each_row(path, prompt_seconds, check_audio=check_audio)]
+
+
+def each_row(
+    path: str | Path, prompt_seconds: float | None = None, *, check_audio: bool = True
+) -> Iterator[tuple[dict[str, Any], Example]]:
+    """What `read_rows` reads, one by one: a row's fields as they stand in the file, and the Example.
+
+    Bad rows are reported at the end: who acts on rows before it goes through them once to check them. The memory
+    needed is that of the ids.
     """
     path = Path(path)
-    sources = _AudioSources(path.parent, check_audio)
-    examples, bad = [], []
+    sources = _AudioSources(path, check_audio, prompt_seconds)
+    bad: list[str] = []
     copies: Counter[str] = Counter()
     line_of: dict[str, int] = {}
     for line, raw in _lines(path):
         try:
-            example = _Row(_parse(raw), sources).example(copies, str(path), line)
+            fields = _parse(raw)
+            example = _Row(fields, sources).example(copies, line)
             first = line_of.setdefault(example.id, line)
             if first != line:
                 raise _BadRow(f"id: {example.id!r} is already the id of line {first}")
-            examples.append(example)
         except _BadRow as error:
             bad.append(f"{path}:{line}: {error}")
+        else:
+            yield fields, example
     _report(bad)
-    if not examples:
+    if not line_of:
         raise InputError(f"{path}: expected at least one row, the file holds none")
-    return examples
 
 
-def check_rows(examples: Iterable[Example], check: Callable[[Example], Any]) -> None:
-    """Call `check` on every row; one InputError for all rows that raise one, a line each."""
+def check_rows(rows: Iterable[Any], check: Callable[[Any], Any]) -> None:
+    """Call `check` on every row, whatever stands for it; one InputError for all rows that raise one, a line each."""
     bad = []
-    for example in examples:
+    for row in rows:
         try:
-            check(example)
+            check(row)
         except InputError as error:
             bad.append(str(error))
     _report(bad)
@@ -124,9 +143,11 @@ def _parse(raw: bytes) -> dict[str, Any]:
 class _AudioSources:
     """Finds the audio that rows name."""
 
-    def __init__(self, folder: Path, check: bool):
-        self._folder = folder
+    def __init__(self, file: Path, check: bool, prompt_seconds: float | None):
+        self.file = file
+        self._folder = file.parent
         self._check = check
+        self._prompt_seconds = prompt_seconds
         self._keys: dict[Path, frozenset[str]] = {}
 
     def find(self, reference: str) -> AudioRef:
@@ -138,6 +159,14 @@ class _AudioSources:
         if self._check and ref.key not in self._keys_of(ref.path):
             raise InputError(f"{ref.path} holds no encoded audio called {key!r}")
         return ref
+
+    def cut(self, ref: AudioRef) -> AudioRef:
+        """A prompt's audio as far as the prompt goes. Raises InputError for a sequence in a store."""
+        if self._prompt_seconds is None:
+            return ref
+        if ref.key is not None:
+            raise InputError(f"expected a sound file, for prompt_seconds cuts before anything is encoded, got {ref}")
+        return replace(ref, seconds=self._prompt_seconds)
 
     def _sound_file(self, reference: str) -> AudioRef:
         if reference.endswith(".safetensors"):
@@ -161,7 +190,7 @@ class _Row:
         self.sources = sources
         self.problems: list[str] = []
 
-    def example(self, copies: Counter[str], file: str, line: int) -> Example:
+    def example(self, copies: Counter[str], line: int) -> Example:
         """The row as an Example. `copies` counts the ids made from content so far. Raises _BadRow."""
         messages, audios = self.conversation()
         closing_text, closing_audio = self.closing_answer(messages, audios)
@@ -172,15 +201,15 @@ class _Row:
         example = Example(
             id=self.id(copies),
             messages=tuple(messages),
-            audios=tuple(audios),
+            audios=tuple(self.prompt_audios(audios)),
             target_text=self.answer("sft_target_text") or closing_text,
-            target_audio=self.audio("sft_target_audio") or closing_audio,
+            target_audio=self.spoken("sft_target", closing_audio),
             rejected_text=self.answer("rejected_text"),
-            rejected_audio=self.audio("rejected_audio"),
+            rejected_audio=self.spoken("rejected", None),
             question_text=self.text("question_text"),
             task_type=self.text("task_type"),
             columns={name: value for name, value in self.fields.items() if name not in NAMED},
-            file=file,
+            file=str(self.sources.file),
             line=line,
         )
         if self.problems:
@@ -225,13 +254,36 @@ class _Row:
         copies[made] += 1
         return made if copies[made] == 1 else f"{made}-{copies[made]}"
 
-    def audio(self, name: str) -> AudioRef | None:
-        reference = self.text(name)
-        return self.found(name, reference) if reference else None
+    def spoken(self, answer: str, closing: AudioRef | None) -> AudioRef | None:
+        """An answer's speech: its units if the row has them, else its audio, else the closing turn's audio."""
+        reference, units = self.text(f"{answer}_audio"), self.units(f"{answer}_units")
+        audio = (self.found(f"{answer}_audio", reference) if reference else None) or closing
+        if not units:
+            return audio
+        codec = self.text("units_codec")
+        if codec is None:
+            self.problem("units_codec", f"the digest of the codec that {answer}_units are of", "null")
+        return replace(audio or AudioRef(self.sources.file), units=units, codec=codec)
+
+    def units(self, name: str) -> tuple[int, ...] | None:
+        values = self.items(name)
+        for i, value in enumerate(values):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                self.problem(f"{name}[{i}]", "a unit (an integer, at least 0)", json.dumps(value))
+                return None
+        if not values and self.fields.get(name) == []:
+            self.problem(name, "at least one unit", "[]")
+        return tuple(values) or None
 
     def found(self, name: str, reference: str) -> AudioRef | None:
+        return self.tried(name, self.sources.find, reference)
+
+    def prompt_audios(self, audios: list[AudioRef | None]) -> list[AudioRef | None]:
+        return [ref and self.tried(f"audios[{i}]", self.sources.cut, ref) for i, ref in enumerate(audios)]
+
+    def tried(self, name: str, read: Callable[..., AudioRef], argument: str | AudioRef) -> AudioRef | None:
         try:
-            return self.sources.find(reference)
+            return read(argument)
         except InputError as error:
             self.problems.append(f"{name}: {error}")
             return None

@@ -10,10 +10,17 @@ import numpy as np
 
 @dataclass(frozen=True)
 class AudioRef:
-    """Where a piece of audio lies: a sound file, or one entry of a store of encoded units (`units.safetensors#key`)."""
+    """Where a piece of audio lies: a sound file, or one entry of a store of encoded units (`units.safetensors#key`).
+
+    seconds: only the first n seconds of the sound file; what is after them is cut off before anything is encoded.
+    units: the very units, made by the codec whose digest is `codec`; `path` is then only their sound, for people.
+    """
 
     path: Path
     key: str | None = None
+    seconds: float | None = None
+    units: tuple[int, ...] | None = None
+    codec: str | None = None
 
     def __str__(self) -> str:
         return str(self.path) if self.key is None else f"{self.path}#{self.key}"

@@ -6,33 +6,29 @@ The prompt is the tokenizer's own chat template; each `<|audio|>` becomes `speec
 hold a control token are refused: a question must not end the answer or speak for the model.
 """
 
-import json
 import re
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from elocute.data.cache import EncodedAudio
 from elocute.data.types import AudioRef, Example, Utterance
 from elocute.errors import InputError
 from elocute.models.layout import Layout, Tokens
-from elocute.speech.codec import BrokenUnits, StarterCodec
+from elocute.models.speech_lm import SpeechLM, load_network, read_settings, units_of
+from elocute.speech import Codec, load_codec
+from elocute.speech.codec import BrokenUnits
 
 TOKEN_NAMES = ("unit_0", "text_end", "answer_end", "speech_begin", "speech_end")
 
 
-class InterleavedLM:
-    """A causal LM that writes and speaks in one stream.
+class InterleavedLM(SpeechLM):
+    """A causal LM that writes and speaks in one stream; `tokenizer` is that of its text."""
 
-    model: the network (may be wrapped by peft); tokenizer; layout; codec (waveform ⇄ units). compute: the type its
-    matrix products are done in, None: that of its weights.
-    """
-
-    def __init__(self, model, tokenizer, layout: Layout, codec: StarterCodec, settings: dict):
-        self.model, self.tokenizer, self.layout, self.codec = model, tokenizer, layout, codec
-        self.settings = settings
-        self.compute: torch.dtype | None = None
+    def __init__(self, model, tokenizer, layout: Layout, codec: Codec, settings: dict):
+        super().__init__(model, layout, codec, settings)
+        self.tokenizer = tokenizer
         control = set(tokenizer.get_added_vocab()) - {"<|audio|>"}
         self._control = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or r"(?!)")
 
@@ -41,11 +37,7 @@ class InterleavedLM:
         """Load a model folder. InputError names what is missing or does not fit."""
         folder = Path(folder)
         tokenizer, layout, codec, settings = load_vocabulary(folder)
-        try:
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"{folder}: not a model that transformers can load: {reason}") from error
+        model = load_network(folder, dtype)
         if model.get_input_embeddings().num_embeddings < layout.first_unit + layout.n_units:
             raise InputError(
                 f"{folder}: the model has {model.get_input_embeddings().num_embeddings} embeddings, "
@@ -59,16 +51,7 @@ class InterleavedLM:
         folder.mkdir(parents=True, exist_ok=True)
         self.plain_model().save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        self.codec.save(folder / "codec")
-        (folder / "elocute.json").write_text(json.dumps(self.settings | {"codec": "codec"}, indent=2) + "\n")
-
-    def plain_model(self):
-        """The network without an adapter: LoRA weights merged into a copy."""
-        if not hasattr(self.model, "peft_config"):
-            return self.model
-        import copy
-
-        return copy.deepcopy(self.model).merge_and_unload()
+        self.save_beside(folder)
 
     # tokens in
 
@@ -91,22 +74,31 @@ class InterleavedLM:
         for index, piece in enumerate(pieces):
             ids += self.tokenizer.encode(piece, add_special_tokens=False)
             if index < len(example.audios):
-                units = _units(example, "audios", example.audios[index], audio)
+                units = units_of(example, "audios", example.audios[index], audio)
                 ids += self._marked([self.layout.first_unit + int(unit) for unit in units])
         return torch.tensor(ids)
 
     def encode_target(self, example: Example, audio: EncodedAudio) -> Tokens:
         """The row's supervised answer, laid out. InputError when the row has none or it does not fit the layout."""
-        if example.target_audio is None:
-            raise InputError(f"{example.where}: sft_target_audio: expected the answer's speech, it always speaks")
-        if example.target_text is None and self.layout.ratio != "speech-only":
-            raise InputError(f"{example.where}: sft_target_text: expected the answer's text, it always writes")
-        if found := self._control.search(example.target_text or ""):
-            raise InputError(f"{example.where}: sft_target_text: the text holds the control token {found[0]!r}")
-        text = self.tokenizer.encode(example.target_text or "", add_special_tokens=False)
-        units = _units(example, "sft_target_audio", example.target_audio, audio)
+        return self._encode_answer(example, "sft_target", example.target_text, example.target_audio, audio)
+
+    def encode_rejected(self, example: Example, audio: EncodedAudio) -> Tokens:
+        """The row's rejected answer, laid out. InputError when the row has none or it does not fit the layout."""
+        return self._encode_answer(example, "rejected", example.rejected_text, example.rejected_audio, audio)
+
+    def _encode_answer(
+        self, example: Example, name: str, text: str | None, ref: AudioRef | None, audio: EncodedAudio
+    ) -> Tokens:
+        """name: of the row's fields, less `_text` and `_audio`."""
+        if ref is None:
+            raise InputError(f"{example.where}: {name}_audio: expected the answer's speech, it always speaks")
+        if text is None and self.layout.ratio != "speech-only":
+            raise InputError(f"{example.where}: {name}_text: expected the answer's text, it always writes")
+        if found := self._control.search(text or ""):
+            raise InputError(f"{example.where}: {name}_text: the text holds the control token {found[0]!r}")
+        units = units_of(example, f"{name}_audio", ref, audio)
         try:
-            return self.layout.assemble(text, units)
+            return self.layout.assemble(self.tokenizer.encode(text or "", add_special_tokens=False), units)
         except InputError as error:
             raise InputError(f"{example.where}: {error}") from error
 
@@ -131,39 +123,12 @@ class InterleavedLM:
         text = self.tokenizer.decode(cursor.text_ids).strip()
         return Utterance(text, waveform, self.codec.sample_rate, broken)
 
-    # the network
-
-    def core(self):
-        """The transformers model itself; with peft it carries the adapter's layers."""
-        return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
-
-    def trunk(self):
-        """Everything below the vocabulary head: ids → hidden states."""
-        return self.core().base_model
-
-    def hidden(self, **inputs):
-        """Run the trunk: (hidden states [B, T, D] in the head's type, keys and values)."""
-        head = self.head().weight
-        with torch.autocast(head.device.type, self.compute, enabled=self.compute is not None):
-            out = self.trunk()(**inputs)
-        return out.last_hidden_state.to(head.dtype), out.past_key_values
-
-    def head(self) -> torch.nn.Module:
-        """The vocabulary head, one linear layer."""
-        return self.core().get_output_embeddings()
-
-
-def _units(example: Example, field: str, ref: AudioRef, audio: EncodedAudio):
-    try:
-        return audio.units(ref)
-    except InputError as error:
-        raise InputError(f"{example.where}: {field}: {error}") from error
-
 
 def load_vocabulary(folder: Path):
     """All of a model folder but the weights: (tokenizer, layout, codec, settings), checked against each other."""
     settings = read_settings(folder)
-    codec = StarterCodec.load((folder / settings["codec"]).resolve())
+    check_settings(folder / "elocute.json", settings)
+    codec = load_codec((folder / settings["codec"]).resolve())
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
@@ -173,23 +138,14 @@ def load_vocabulary(folder: Path):
     return tokenizer, make_layout(folder, settings, tokenizer, codec), codec, settings
 
 
-def read_settings(folder: Path) -> dict:
-    """Read and check `elocute.json`."""
-    file = folder / "elocute.json"
-    if not folder.is_dir():
-        raise InputError(f"{folder}: model: expected a folder, there is none")
-    if not file.is_file():
-        raise InputError(f"{file}: expected beside the model's config.json, it says how text and speech interleave")
-    try:
-        settings = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{file}:{error.lineno}: not JSON: {error.msg}") from error
+def check_settings(file: Path, settings: dict) -> None:
+    """Raise InputError for an `elocute.json` that does not say how text and speech interleave."""
     for key, kind in {"ratio": (list, str), "codec": str, "tokens": dict}.items():
         if key not in settings:
             raise InputError(f"{file}: {key}: missing")
         if not isinstance(settings[key], kind):
             raise InputError(f"{file}: {key}: not understood: {settings[key]!r}")
-    if unknown := set(settings) - {"ratio", "codec", "tokens"}:
+    if unknown := set(settings) - {"kind", "ratio", "codec", "tokens"}:
         raise InputError(f"{file}: {sorted(unknown)[0]}: unknown key")
     ratio = settings["ratio"]
     named = ratio in ("text-first", "speech-only")
@@ -203,10 +159,9 @@ def read_settings(folder: Path) -> dict:
     )
     if not (named or pairs):
         raise InputError(f"{file}: ratio: expected [[2, 10]], 'text-first' or 'speech-only' for example, got {ratio!r}")
-    return settings
 
 
-def make_layout(folder: Path, settings: dict, tokenizer, codec: StarterCodec) -> Layout:
+def make_layout(folder: Path, settings: dict, tokenizer, codec: Codec) -> Layout:
     """Resolve the names in `elocute.json` to ids and check that the vocabulary fits the codec."""
     names = settings["tokens"]
     unknown = set(names) - set(TOKEN_NAMES)

@@ -11,7 +11,8 @@ actions, and they carry no loss. Everything else is sampled over the whole vocab
 models; an answer that puts a token of the wrong kind somewhere is broken, and says where.
 
 Text class: text tokens, the end of the text and the end of the answer. Speech class: units and boundary markers
-(WavAlign's definition).
+(WavAlign's definition). A textless answer (`speech-only`, no `text_end`) is of speech class throughout, its end too; it
+need not have an end: an open-ended one may be cut anywhere and is whole.
 """
 
 import math
@@ -40,15 +41,26 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where text and speech stand in an answer, and the ids that mark it. Units are first_unit + 0 … n_units−1."""
+    """Where text and speech stand in an answer, and the ids that mark it. Units are first_unit + 0 … n_units−1.
+
+    text_end None: textless. answer_end None: nothing ends an answer but the longest length allowed; open_ended: that
+    length may also end an answer which has no end yet.
+    """
 
     ratio: Ratio
     first_unit: int
     n_units: int
-    text_end: int
-    answer_end: int
+    text_end: int | None
+    answer_end: int | None
     speech_begin: int | None = None
     speech_end: int | None = None
+    open_ended: bool = False
+
+    def __post_init__(self):
+        if self.text_end is None and self.ratio != "speech-only":
+            raise ValueError(f"ratio {self.ratio} needs text_end: only speech-only answers are textless")
+        if self.answer_end is None and not self.open_ended:
+            raise ValueError("an answer without answer_end is open-ended")
 
     def is_unit(self, token: int) -> bool:
         return self.first_unit <= token < self.first_unit + self.n_units
@@ -67,11 +79,15 @@ class Layout:
         InputError: the speech is too short to reach the end of the text.
         """
         text = iter([*text_ids, self.text_end])
-        speech = iter([*(self.first_unit + int(unit) for unit in units), self.answer_end])
+        end = [] if self.answer_end is None else [self.answer_end]
+        speech = iter([*(self.first_unit + int(unit) for unit in units), *end])
         cursor = Cursor(self)
         while not cursor.done:
             forced = cursor.forced()
-            cursor.push(forced if forced is not None else next(text if cursor.in_text else speech))
+            token = forced if forced is not None else next(text if cursor.in_text else speech, None)
+            if token is None:  # all has been said and nothing marks the end
+                break
+            cursor.push(token)
         if cursor.broken:
             raise InputError(
                 f"the answer's speech ({len(units)} units) ends before its text ({len(text_ids)} tokens) "
@@ -124,8 +140,8 @@ class Cursor:
             self._push_speech(token)
 
     def close(self) -> None:
-        """No more tokens will come: an answer without an end is broken."""
-        if not self.done:
+        """No more tokens will come: an answer without an end is broken, unless it is open-ended."""
+        if not (self.done or self.layout.open_ended):
             self._break("no end: the answer was cut at the longest length allowed")
 
     def tokens(self) -> Tokens:
@@ -159,14 +175,14 @@ class Cursor:
     def _push_speech(self, token: int) -> None:
         layout = self.layout
         if token == layout.answer_end:
-            self._append(token, text=True, action=True)
+            self._append(token, text=layout.text_end is not None, action=True)
             self.done = True
             if not self._text_ended:
                 self._break("the speech ends before the text does")
             return
         if not layout.is_unit(token):
-            self._append(token, text=True, action=True)
-            return self._break(f"token {len(self.ids) - 1} is text where a speech unit must stand")
+            self._append(token, text=layout.text_end is not None, action=True)
+            return self._break(f"token {len(self.ids) - 1} is no speech unit where one must stand")
         self._append(token, text=False, action=True)
         self.units.append(token - layout.first_unit)
         self._left -= 1

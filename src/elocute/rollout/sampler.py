@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-from elocute.models import InterleavedLM
+from elocute.errors import InputError
+from elocute.models import SpeechLM
 from elocute.models.layout import Cursor, Tokens
 from elocute.objectives.logprobs import all_logits
 
@@ -47,12 +48,21 @@ class Rollout:
 
 @torch.no_grad()
 def sample_groups(
-    lm: InterleavedLM, prompts: Sequence[torch.Tensor], seeds: Sequence[Sequence[int]], sampling: Sampling
+    lm: SpeechLM, prompts: Sequence[torch.Tensor], seeds: Sequence[Sequence[int]], sampling: Sampling
 ) -> list[list[Rollout]]:
-    """Sample len(seeds[p]) answers to each prompt p; all groups have one size. Returns [prompts][group]."""
+    """Sample len(seeds[p]) answers to each prompt p; all groups have one size. Returns [prompts][group].
+
+    InputError when a prompt and the longest answer do not fit into the model's context together.
+    """
     group_size = len(seeds[0])
     if any(len(row) != group_size for row in seeds):
         raise ValueError("every prompt needs the same number of seeds")
+    longest = max(map(len, prompts))
+    if lm.context is not None and longest + sampling.max_new_tokens > lm.context:
+        raise InputError(
+            f"max_new_tokens: expected at most {lm.context - longest}, got {sampling.max_new_tokens}: "
+            f"the longest prompt has {longest} tokens, the model's context {lm.context}"
+        )
     batch = _Batch(lm, prompts, [seed for row in seeds for seed in row], group_size, sampling)
     rollouts = batch.run()
     return [rollouts[start : start + group_size] for start in range(0, len(rollouts), group_size)]

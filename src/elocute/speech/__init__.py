@@ -1,0 +1,41 @@
+"""Waveform ⇄ units. A new codec is a file here, and one line where `load_codec` chooses."""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from elocute.speech.codec import StarterCodec
+
+
+class Codec(Protocol):
+    """What a speech LM needs of its codec.
+
+    sample_rate: Hz of what `decode` gives; n_units: units are 0 … n_units − 1. digest changes whenever the same audio
+    would give other units: cached audio is tied to it. encode: float [samples] at any rate → int64 [units]. decode:
+    units, possibly none → float32 [samples] in [−1, 1]; BrokenUnits where they are no speech.
+    """
+
+    digest: str
+    sample_rate: int
+    n_units: int
+
+    def encode(self, waveform: np.ndarray, sample_rate: int) -> np.ndarray: ...
+
+    def decode(self, units) -> np.ndarray: ...
+
+    def save(self, folder: str | Path) -> None: ...
+
+
+def load_codec(folder: str | Path) -> Codec:
+    """Load the codec in a folder, chosen by the settings that lie there. InputError when it is none."""
+    folder = Path(folder)
+    if (folder / "unit_codec.json").is_file():
+        from elocute.speech.unit_codec import UnitCodec  # brings HuBERT: a second that other models need not wait
+
+        return UnitCodec.load(folder)
+    if (folder / "units.json").is_file():
+        from elocute.speech.starter_units import StarterUnits
+
+        return StarterUnits.load(folder)
+    return StarterCodec.load(folder)

@@ -1,0 +1,102 @@
+"""What all speech LMs here are: a causal LM of transformers over a vocabulary with speech units, and a codec."""
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+from elocute.data.cache import EncodedAudio
+from elocute.data.types import AudioRef, Example
+from elocute.errors import InputError
+from elocute.models.layout import Layout
+from elocute.speech import Codec
+
+
+class SpeechLM:
+    """The network of a speech LM, as training and sampling use it.
+
+    model: the network (may be wrapped by peft); layout: what an answer's tokens are; codec (waveform ⇄ units);
+    settings: its elocute.json. compute: the type its matrix products are done in, None: that of its weights.
+    """
+
+    def __init__(self, model, layout: Layout, codec: Codec, settings: dict):
+        self.model, self.layout, self.codec, self.settings = model, layout, codec, settings
+        self.compute: torch.dtype | None = None
+
+    def plain_model(self):
+        """The network without an adapter: LoRA weights merged into a copy."""
+        if not hasattr(self.model, "peft_config"):
+            return self.model
+        return copy.deepcopy(self.model).merge_and_unload()
+
+    def core(self):
+        """The transformers model itself; with peft it carries the adapter's layers."""
+        return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+
+    def trunk(self):
+        """Everything below the vocabulary head: ids → hidden states."""
+        return self.core().base_model
+
+    @property
+    def context(self) -> int | None:
+        """The most tokens that a prompt and its answer may have together; None where the config does not say."""
+        return getattr(self.core().config, "max_position_embeddings", None)
+
+    def hidden(self, **inputs):
+        """Run the trunk: (hidden states [B, T, D] in the head's type, keys and values)."""
+        head = self.head().weight
+        with torch.autocast(head.device.type, self.compute, enabled=self.compute is not None):
+            out = self.trunk()(**inputs)
+        return out.last_hidden_state.to(head.dtype), out.past_key_values
+
+    def head(self) -> torch.nn.Module:
+        """The vocabulary head, one linear layer."""
+        return self.core().get_output_embeddings()
+
+    def save_beside(self, folder: Path) -> None:
+        """Write what is not the network: the codec and elocute.json."""
+        self.codec.save(folder / "codec")
+        (folder / "elocute.json").write_text(json.dumps(self.settings | {"codec": "codec"}, indent=2) + "\n")
+
+
+def load_network(folder: Path, dtype: torch.dtype | str, **how):
+    """A folder's weights as a causal LM; `how` goes to transformers. InputError unless every weight is there."""
+    try:
+        network, found = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, output_loading_info=True, **how
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{folder}: not a model that transformers can load: {reason}") from error
+    if found["missing_keys"]:
+        raise InputError(f"{folder}: the weights lack {sorted(found['missing_keys'])[0]}")
+    return network
+
+
+def units_of(example: Example, field: str, ref: AudioRef, audio: EncodedAudio) -> np.ndarray:
+    """The units of one of a row's recordings; what is wrong with it names the row and the field."""
+    try:
+        return audio.units(ref)
+    except InputError as error:
+        raise InputError(f"{example.where}: {field}: {error}") from error
+
+
+def read_settings(folder: Path) -> dict:
+    """Read `elocute.json`; the kind of model that it names is known, the rest is for that model to check."""
+    file = folder / "elocute.json"
+    if not folder.is_dir():
+        raise InputError(f"{folder}: model: expected a folder, there is none")
+    if not file.is_file():
+        raise InputError(f"{file}: expected beside the model's config.json, it says what the model's tokens are")
+    try:
+        settings = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"{file}:{error.lineno}: not JSON: {error.msg}") from error
+    if not isinstance(settings, dict):
+        raise InputError(f"{file}: expected a JSON object")
+    if (kind := settings.get("kind", "interleaved")) not in ("interleaved", "units"):
+        raise InputError(f"{file}: kind: expected interleaved or units, got {kind!r}")
+    return settings

@@ -1,0 +1,181 @@
+"""Textless speech LMs: a causal LM over the units of speech, which continues what it hears.
+
+    elocute.json: {"kind": "units", "codec": "../codec", "unit_0": 2, "bos": 1, "eos": 1, "open_ended": true}
+
+unit k is token unit_0 + k. bos stands before every recording, eos behind; null: the model has none. Two published
+layouts say by their config.json what the tokens are, and are loaded without the code that came with them:
+
+    TWIST (Hassid et al. 2023)     OPT or LLaMA with `offset` in its config: unit_0 is that offset, no bos, no eos
+    SlamKit (Maimon et al. 2025)   `speech_language_model` with a `base_config`, weights `lm.…`: unit_0 2, bos, eos 1
+
+A continuation is cut at the longest length allowed and is whole all the same; `"open_ended": false` asks for an eos.
+Whether units stand without repeats is the codec's matter.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, PreTrainedConfig
+
+from elocute.data.cache import EncodedAudio
+from elocute.data.types import AudioRef, Example, Utterance
+from elocute.errors import InputError
+from elocute.models.layout import Layout, Tokens
+from elocute.models.speech_lm import SpeechLM, load_network, read_settings, units_of
+from elocute.speech import Codec, load_codec
+from elocute.speech.codec import BrokenUnits
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """All of a model folder but the weights. wrapper: the config.json around `config` in SlamKit's layout, or None."""
+
+    layout: Layout
+    bos: int | None
+    codec: Codec
+    settings: dict
+    config: PreTrainedConfig
+    wrapper: dict | None
+
+
+class UnitLM(SpeechLM):
+    """A causal LM that hears and speaks units."""
+
+    def __init__(self, model, vocabulary: Vocabulary):
+        super().__init__(model, vocabulary.layout, vocabulary.codec, vocabulary.settings)
+        self.bos, self._wrapper = vocabulary.bos, vocabulary.wrapper
+
+    @classmethod
+    def load(cls, folder: str | Path, *, dtype: torch.dtype | str = torch.float32) -> "UnitLM":
+        """Load a model folder. InputError names what is missing or does not fit."""
+        folder = Path(folder)
+        vocabulary = load_vocabulary(folder)
+        return cls(load_network(folder, dtype, config=vocabulary.config, key_mapping={r"^lm\.": ""}), vocabulary)
+
+    def save(self, folder: str | Path) -> None:
+        """Write a folder that `load` reads: weights (LoRA merged) and config in the layout they came in, the rest."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.plain_model().save_pretrained(folder)
+        if self._wrapper is not None:
+            (folder / "config.json").write_text(json.dumps(self._wrapper, indent=2) + "\n")
+        self.save_beside(folder)
+
+    # tokens in
+
+    def encode_prompt(self, example: Example, audio: EncodedAudio) -> torch.Tensor:
+        """The row's recordings as ids behind one bos, int64 [P]: whole, or refused if they fill the context.
+
+        InputError when a message holds text, which this model cannot read, or when there is nothing to continue.
+        """
+        for message in example.messages:
+            if text := message.content.replace("<|audio|>", " ").strip():
+                raise InputError(f"{example.where}: messages: the model hears speech only, it cannot read {text!r}")
+        if not example.audios:
+            raise InputError(f"{example.where}: audios: expected a recording to continue")
+        units = [int(unit) for ref in example.audios for unit in units_of(example, "audios", ref, audio)]
+        ids = [*([] if self.bos is None else [self.bos]), *(self.layout.first_unit + unit for unit in units)]
+        self._check_length(f"{example.where}: audios", len(ids) + 1)
+        return torch.tensor(ids)
+
+    def encode_target(self, example: Example, audio: EncodedAudio) -> Tokens:
+        """The row's supervised continuation, with its eos if the model has one. InputError when the row has none."""
+        return self._answer(example, "sft_target_audio", example.target_audio, audio)
+
+    def encode_rejected(self, example: Example, audio: EncodedAudio) -> Tokens:
+        """The row's rejected continuation, as `encode_target`."""
+        return self._answer(example, "rejected_audio", example.rejected_audio, audio)
+
+    def encode_utterance(self, ref: AudioRef, audio: EncodedAudio) -> tuple[torch.Tensor, Tokens]:
+        """A recording for its likelihood: what is given (bos, or without one the first unit) [1], and the rest."""
+        units = [int(unit) for unit in audio.units(ref)]
+        given = [self.bos] if self.bos is not None else [self.layout.first_unit + units.pop(0)]
+        if not units:
+            raise InputError(f"{ref}: one unit alone has no likelihood: the model has no bos")
+        rest = self.layout.assemble([], units)
+        self._check_length(str(ref), 1 + len(rest))
+        return torch.tensor(given), rest
+
+    def _answer(self, example: Example, field: str, ref: AudioRef | None, audio: EncodedAudio) -> Tokens:
+        if ref is None:
+            raise InputError(f"{example.where}: {field}: expected the continuation's speech")
+        answer = self.layout.assemble([], units_of(example, field, ref, audio))
+        self._check_length(f"{example.where}: {field}", len(self.encode_prompt(example, audio)) + len(answer))
+        return answer
+
+    def _check_length(self, what: str, tokens: int) -> None:
+        if self.context is not None and tokens > self.context:
+            raise InputError(f"{what}: too long: at least {tokens} tokens, the model's context holds {self.context}")
+
+    # tokens out
+
+    def decode(self, ids) -> Utterance:
+        """One answer's ids → its sound (the codec's sample rate); there is no text."""
+        cursor = self.layout.read(ids)
+        cursor.close()
+        broken = cursor.broken
+        waveform = torch.zeros(0).numpy()
+        try:
+            waveform = self.codec.decode(cursor.units)
+        except BrokenUnits as error:
+            broken = broken or str(error)
+        if not broken and len(waveform) == 0:
+            broken = "empty audio"
+        return Utterance("", waveform, self.codec.sample_rate, broken)
+
+
+def load_vocabulary(folder: Path) -> Vocabulary:
+    """Read and check all of a model folder but its weights."""
+    settings = read_settings(folder)
+    config, wrapper = _read_config(folder / "config.json")
+    tokens = _read_tokens(folder / "elocute.json", settings, config, wrapper)
+    codec = load_codec((folder / settings["codec"]).resolve())
+    layout = Layout(
+        ratio="speech-only",
+        first_unit=tokens["unit_0"],
+        n_units=codec.n_units,
+        text_end=None,
+        answer_end=tokens["eos"],
+        open_ended=settings.get("open_ended", True),
+    )
+    for name in ("bos", "eos"):
+        if tokens[name] is not None and layout.is_unit(tokens[name]):
+            raise InputError(f"{folder}: {name} {tokens[name]} lies among the units, from {layout.first_unit} on")
+    highest = max(layout.first_unit + layout.n_units - 1, tokens["bos"] or 0, tokens["eos"] or 0)
+    if highest >= config.vocab_size:
+        raise InputError(f"{folder}: the model has {config.vocab_size} embeddings, its codec needs ids up to {highest}")
+    return Vocabulary(layout, tokens["bos"], codec, settings, config, wrapper)
+
+
+def _read_config(file: Path) -> tuple[PreTrainedConfig, dict | None]:
+    """The causal LM's config and, where SlamKit's stands around it, that one."""
+    try:
+        said = json.loads(file.read_text())
+        wrapped = said.get("model_type") == "speech_language_model"
+        inner = said["base_config"] | {"vocab_size": said["vocab_size"]} if wrapped else said
+        inner = {key: value for key, value in inner.items() if "attn_implementation" not in key}  # its authors' GPU
+        return AutoConfig.for_model(**inner), said if wrapped else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{file}: not the config of a causal LM over units: {error}") from error
+
+
+def _read_tokens(file: Path, settings: dict, config: PreTrainedConfig, wrapper: dict | None) -> dict[str, int | None]:
+    """unit_0, bos and eos, as elocute.json says or else the published layout; checks elocute.json."""
+    if unknown := set(settings) - {"kind", "codec", "unit_0", "bos", "eos", "open_ended"}:
+        raise InputError(f"{file}: {sorted(unknown)[0]}: unknown key")
+    if not isinstance(settings.get("codec"), str):
+        raise InputError(f"{file}: codec: expected the codec's folder, got {settings.get('codec')!r}")
+    published = {"unit_0": getattr(config, "offset", None), "bos": None, "eos": None}
+    if wrapper is not None:
+        published = {"unit_0": 2, "bos": 1, "eos": 1}
+    tokens = published | {name: settings[name] for name in published if name in settings}
+    for name, id in tokens.items():
+        if not (type(id) is int and id >= 0 or id is None and name != "unit_0"):
+            raise InputError(f"{file}: {name}: expected a token's id, got {id!r}")
+    if type(settings.get("open_ended", True)) is not bool:
+        raise InputError(f"{file}: open_ended: expected true or false, got {settings['open_ended']!r}")
+    if tokens["eos"] is None and not settings.get("open_ended", True):
+        raise InputError(f"{file}: open_ended: expected true, for nothing but the length ends an answer without eos")
+    return tokens
