@@ -61,6 +61,22 @@ def test_an_override_means_what_the_schema_says(override, value):
         assert found == value and type(found) is type(value)
 
 
+def test_an_objective_without_a_kind_is_the_hybrid_one():
+    recipe = load()
+    assert recipe.objective.kind == "hybrid" and recipe.objective.kl.speech == 0.01
+    assert load("objective={}").objective == load("objective={kind: hybrid}").objective
+
+
+def test_a_preference_objective():
+    recipe = load_recipe("recipes/starter/dpo.yaml", ["model=src", "data.dev=starter/data/train.jsonl"])
+    assert recipe.objective.judges and recipe.objective.uses_reference and not recipe.objective.exact_kl
+    ipo = load(
+        "rewards=[]", "objective={kind: dpo, mode: offline, loss: ipo, reference: cached, pair_weight: score_gap}"
+    )
+    assert ipo.objective.by_length and not ipo.objective.samples and not ipo.objective.uses_reference
+    assert load("rewards=[]", "objective={kind: dpo, scope: speech, text_weight: 3}").objective.weights == (0.0, 1.0)
+
+
 def test_overrides_leave_the_rest_alone():
     plain, changed = load(), load("rewards.0.weight=2", "optim.lr=1e-4")
     assert changed.rewards[0].model_copy(update={"weight": 1.0}) == plain.rewards[0]
@@ -103,7 +119,7 @@ def test_an_override_that_leads_nowhere(override, said):
         ("reward_mix.invalid_penalty=inf", "reward_mix.invalid_penalty: input should be a finite number"),
         ("rewards.0.weight=inf", "rewards.0.weight: input should be a finite number, got 'inf'"),
         ("rewards.0.gate={reward: a, at_least: .nan}", "rewards.0.gate.at_least: input should be a finite number"),
-        ("rewards.0.kind=rules", "rewards.0: kind: expected 'rule', 'asr', 'embedding', 'classifier', 'function'"),
+        ("rewards.0.kind=rules", "rewards.0: kind: expected 'rule', 'asr', 'embedding', 'classifier', "),
         ("rewards.0={column: a}", "rewards.0: kind: missing"),
         ("rewards.0={kind: rule}", "rewards.0.column: field required"),
         ("rewards.0.column=[a]", "rewards.0.column: input should be a valid string, got ['a']"),
@@ -117,6 +133,21 @@ def test_an_override_that_leads_nowhere(override, said):
         ("objective.mixing={kind: fixed, value: 2}", "objective.mixing.value: input should be less than or equal to 1"),
         ("objective.mixing={kind: mixed}", "objective.mixing: kind: expected 'adaptive', 'fixed', got 'mixed'"),
         ("rewards=[]", "rewards: expected at least one, the objective samples answers"),
+        ("objective={kind: ppo}", "objective: kind: expected 'hybrid', 'dpo', got 'ppo'"),
+        ("objective={kind: dpo, beta: 0}", "objective.beta: input should be greater than 0, got 0"),
+        ("objective={kind: dpo, kl: {text: 1}}", "objective.kl: unknown key"),
+        (
+            "objective={kind: dpo, loss: ipo, label_smoothing: 0.1}",
+            "objective: label_smoothing: only with loss: sigmoid",
+        ),
+        ("objective={kind: dpo, min_gap: 1}", "objective: min_gap: only with mode: best_worst"),
+        ("objective={kind: dpo, mode: auto, pair_weight: w}", "objective: pair_weight: only with mode: offline"),
+        (
+            "objective={kind: dpo, mode: online, reference: cached}",
+            "objective: reference: cached: only with mode: offline",
+        ),
+        ("data.dev=starter/data/train.jsonl", "data.dev: preferences are measured with objective.kind: dpo only"),
+        ("data.dev=missing.jsonl", "data.dev: "),
         ("optim.updates_per_rollout=2", "objective.policy_gradient.clip: expected with optim.updates_per_rollout"),
         ("data.train=missing.jsonl", "data.train: no such file: missing.jsonl"),
         ("data.eval=missing.jsonl", "data.eval: no such file: missing.jsonl"),

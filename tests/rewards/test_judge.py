@@ -187,6 +187,21 @@ def test_a_judge_that_only_reads_gets_no_audio(question_file):
     assert reader([answer("", waveform=tone())]) == [Invalid("empty text")]
 
 
+def test_a_continuation_is_asked_about_as_one():
+    reader = judge(send_audio=False, rubric="continuation")
+    said = words(reader.request(answer("and sat on the mat", question="the cat came in")))
+    assert said == "The beginning:\nthe cat came in\nThe continuation's transcript:\nand sat on the mat"
+    with pytest.raises(InputError, match="rows.jsonl:7: question_text: the judge needs the beginning in words"):
+        reader.request(asking(answer("a"), messages=[Message("user", "<|audio|>")], audios=[AudioRef("x.wav")]))
+
+
+def test_only_what_was_prompted_is_heard(question_file):
+    prompt = [AudioRef(question_file, seconds=0.05)]
+    listener = judge(rubric="continuation")
+    (heard, rate), _ = sounds(listener.request(asking(answer("a"), messages=SPOKEN, audios=prompt)))
+    assert len(heard) == round(0.05 * rate)
+
+
 def test_bad_answers_are_not_sent():
     with serving(say(3)) as server:
         outcomes = judge(server.url)(

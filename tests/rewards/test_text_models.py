@@ -32,7 +32,7 @@ def test_embeddings_equal_their_naive_twin(bert):
         naive = [model(**tokenizer(t, return_tensors="pt")).last_hidden_state[0].mean(0).numpy() for t in TEXTS]
     naive = [v / np.linalg.norm(v) for v in naive]
     reward = EmbeddingReward("e", bert, "reference", batch_size=2, device="cpu")
-    np.testing.assert_allclose(reward.embed(TEXTS), naive, atol=1e-5)
+    np.testing.assert_allclose(reward.encoder.embed(TEXTS), naive, atol=1e-5)
     outcomes = reward([answer(t, reference=TEXTS[0]) for t in TEXTS])
     assert [o.value for o in outcomes] == pytest.approx([v @ naive[0] for v in naive], abs=1e-5)
 

@@ -9,6 +9,8 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedTokenizerFast,
     Wav2Vec2Config,
     Wav2Vec2CTCTokenizer,
@@ -28,12 +30,13 @@ _BERT = dict(
 )  # fmt: skip
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", *LETTERS])}
+def _tokenizer(**specials: str) -> PreTrainedTokenizerFast:
+    tokens = ["[PAD]", "[UNK]", *LETTERS, *specials.values()]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=32
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=32, **specials
     )
 
 
@@ -54,6 +57,18 @@ def classifier(folder: Path, labels: tuple[str, ...] = ("calm", "glad", "sad"), 
     model.classifier.weight.data.mul_(50)  # so that texts differ visibly
     model.save_pretrained(folder)
     _tokenizer().save_pretrained(folder)
+    return folder
+
+
+def causal(folder: Path) -> Path:
+    """A text LM over letters; its tokens differ in likelihood."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(LETTERS) + 3, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        intermediate_size=32, max_position_embeddings=1024, initializer_range=0.5,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    _tokenizer(bos_token="[BOS]").save_pretrained(folder)
     return folder
 
 

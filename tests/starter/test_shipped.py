@@ -50,7 +50,9 @@ def test_sound_files_encode_to_the_shipped_units():
 
 def test_the_page_says_what_the_codec_measured():
     metrics, page = json.loads((STARTER / "codec" / "metrics.json").read_text()), (STARTER / "README.md").read_text()
-    said = f"{metrics['wer_resynthesis']:.1%} of words misheard after re-synthesis ({metrics['wer_original']:.1%} before)"
+    said = (
+        f"{metrics['wer_resynthesis']:.1%} of words misheard after re-synthesis ({metrics['wer_original']:.1%} before)"
+    )
     assert said.replace("%", " %") in page and f"F0 correlates {metrics['f0_correlation']:.2f}" in page
 
 

@@ -5,9 +5,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from elocute.errors import InputError
+from elocute.recipe.rewards import RewardSpec
 from elocute.recipe.schema import Recipe
 
 
@@ -24,6 +25,23 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     _check_files(path, recipe)
     _check_trackers(path, recipe)
     return recipe
+
+
+def load_rewards(path: str | Path) -> list[RewardSpec]:
+    """The `rewards` of a YAML file: a recipe, of which nothing else is read, or a file with nothing else."""
+    path = Path(path)
+    values = _read_yaml(path)
+    try:
+        rewards = _Rewards.model_validate(values).rewards
+    except ValidationError as error:
+        raise InputError("\n".join(_lines(path, values, error))) from error
+    if not rewards:
+        raise InputError(f"{path}: rewards: expected at least one")
+    return rewards
+
+
+class _Rewards(BaseModel):
+    rewards: list[RewardSpec]
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -109,7 +127,7 @@ def _keys(values, location: Sequence[str | int]) -> list[str]:
     """The keys on the way to a mistake, without the `kind` that pydantic puts between them."""
     keys, here, chosen = [], values, False
     for part in location:
-        if not chosen and isinstance(here, dict) and here.get("kind") == part:
+        if not chosen and isinstance(here, dict) and here.get("kind", "hybrid") == part:
             chosen = True  # the next one is a key, even of the same name (function)
             continue
         keys.append(str(part))
@@ -125,6 +143,7 @@ def _check_files(path: Path, recipe: Recipe) -> None:
         ("model", recipe.model, "folder"),
         ("data.train", recipe.data.train, "file"),
         ("data.eval", recipe.data.eval, "file"),
+        ("data.dev", recipe.data.dev, "file"),
     ]:
         if file is not None and not (file.is_dir() if kind == "folder" else file.is_file()):
             raise InputError(f"{path}: {key}: no such {kind}: {file}")

@@ -120,6 +120,37 @@ class ClassifierSpec(_TextModelSpec):
     """The label whose probability is the reward."""
 
 
+class _ContinuationSpec(_RewardSpec):
+    batch_size: Count = 16
+    """Continuations at a time."""
+    device: str | None = None
+    """Default: the first GPU, else the CPU."""
+
+
+class PerplexitySpec(_ContinuationSpec):
+    """exp(mean log p a token) of the continuation given the prompt's words, by a local text LM."""
+
+    kind: Literal["perplexity"]
+    path: DirectoryPath | None = None
+    """A local causal LM folder; default: SmolLM2-135M-Instruct of the extra `local-judges`."""
+
+
+class CoherenceSpec(_ContinuationSpec):
+    """1 to 5: does the continuation follow from the prompt? By a local text LM, see docs/continuation-judges.md."""
+
+    kind: Literal["coherence"]
+    path: DirectoryPath | None = None
+    """A local causal LM folder; default: SmolLM2-135M-Instruct of the extra `local-judges`."""
+
+
+class RelatednessSpec(_ContinuationSpec):
+    """1 to 5: is the continuation about the same thing as the prompt? By a local encoder of sentences."""
+
+    kind: Literal["relatedness"]
+    path: DirectoryPath | None = None
+    """A local encoder folder; default: all-MiniLM-L6-v2 of the extra `local-judges`."""
+
+
 class FunctionSpec(_RewardSpec):
     """A Python callable with TRL's signature: "module:name" or "path/file.py:name"."""
 
@@ -141,10 +172,10 @@ class FunctionSpec(_RewardSpec):
 
 
 class JudgeSpec(_RewardSpec):
-    """A multimodal chat model; its key and address come from the environment (see rewards/chat.py)."""
+    """A chat model that hears or reads; its key and address come from the environment (see rewards/chat.py)."""
 
     kind: Literal["judge"]
-    rubric: Literal["holistic", "semantic", "acoustic"] = "holistic"
+    rubric: Literal["holistic", "semantic", "acoustic", "continuation"] = "holistic"
     """What the judge is asked for."""
     model: str | None = None
     """Default: WAVALIGN_REWARD_MODEL or OPENAI_MODEL."""
@@ -167,5 +198,14 @@ class JudgeSpec(_RewardSpec):
 
 
 RewardSpec = Annotated[
-    RuleSpec | AsrSpec | EmbeddingSpec | ClassifierSpec | FunctionSpec | JudgeSpec, Field(discriminator="kind")
+    RuleSpec
+    | AsrSpec
+    | EmbeddingSpec
+    | ClassifierSpec
+    | PerplexitySpec
+    | CoherenceSpec
+    | RelatednessSpec
+    | FunctionSpec
+    | JudgeSpec,
+    Field(discriminator="kind"),
 ]

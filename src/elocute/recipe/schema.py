@@ -2,9 +2,9 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from elocute.recipe.rewards import EarSpec, PocketSphinxSpec, RewardSpec
 
@@ -19,14 +19,19 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    """JSONL rows. `eval` is held out: evaluated before and after, never trained."""
+    """JSONL rows. `eval` and `dev` are held out: never trained."""
 
     train: Path
     """Rows to train on, see docs/own-data.md."""
     eval: Path | None = None
-    """Rows with an `answer` column; null: no evaluation."""
+    """Rows with an `answer` column, evaluated before and after; null: no evaluation."""
+    dev: Path | None = None
+    """Rows with a chosen and a rejected answer (`objective.kind: dpo`), measured at every checkpoint: the best becomes
+    `model/`, see docs/losses.md."""
     cache: Path | None = None
     """Folder of encoded audio; default $ELOCUTE_CACHE/units, else ~/.cache/elocute/units."""
+    prompt_seconds: Annotated[float, Field(gt=0)] | None = None
+    """Prompts are the first n seconds of their sound files, cut before they are encoded; null: whole files."""
 
 
 class Rollout(Section):
@@ -116,9 +121,10 @@ class Kl(Section):
     """`k3`: from the sampled tokens' log-probs; `exact`: over the whole vocabulary."""
 
 
-class Objective(Section):
+class Hybrid(Section):
     """(1−λ)·SFT + λ·policy gradient + β_text·KL_text + β_speech·KL_speech."""
 
+    kind: Literal["hybrid"] = "hybrid"
     mixing: Annotated[Adaptive | Fixed, Field(discriminator="kind")] = Adaptive()
     policy_gradient: PolicyGradient = PolicyGradient()
     sft: Sft = Sft()
@@ -131,8 +137,105 @@ class Objective(Section):
         return not sft_only or self.uses_reference
 
     @property
+    def judges(self) -> bool:
+        """Whether rewards score the rollouts."""
+        return self.samples
+
+    @property
     def uses_reference(self) -> bool:
         return bool(self.kl.text or self.kl.speech)
+
+    @property
+    def exact_kl(self) -> bool:
+        return self.uses_reference and self.kl.estimator == "exact"
+
+
+class Anchor(Sft):
+    """The supervised loss on the pairs' chosen answers, beside the preference loss."""
+
+    weight: Weight = 0.0
+    """Of this part; 0: none."""
+
+
+class Dpo(Section):
+    """Direct preference optimisation and its relatives: preference loss + sft.weight·SFT on the chosen answers."""
+
+    kind: Literal["dpo"]
+    mode: Literal["offline", "online", "auto", "best_worst"] = "offline"
+    """What is preferred to what. `offline`: the row's answer to learn to its rejected one; `online`: the row's answer
+    to learn to one fresh sample; `auto`: by row, offline if it has a rejected answer, else online; `best_worst`: of
+    `rollout.group_size` fresh samples the one with the highest reward to the one with the lowest."""
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    """β: how dear it is to leave the reference."""
+    loss: Literal["sigmoid", "ipo", "hinge"] = "sigmoid"
+    """`sigmoid`: DPO's; `ipo`; `hinge`: SLiC's."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Share of preferences taken to be wrong (conservative DPO); for `sigmoid` only."""
+    scope: Scope = "text"
+    """Tokens whose log-probs are compared."""
+    text_weight: Weight = 1.0
+    """Weight of text tokens; not part of the length."""
+    speech_weight: Weight = 1.0
+    """Weight of speech units; not part of the length."""
+    length_normalised: bool = False
+    """Divide an answer's log-prob by its number of tokens in scope; `ipo` always does."""
+    pair_weight: str | None = None
+    """In mode `offline`: column with the weight of the row's pair, a number from 0 up (for example `score_gap`);
+    null: 1."""
+    sft: Anchor = Anchor()
+    min_gap: Weight = 0.0
+    """In mode `best_worst`: least difference of the rewards of best and worst."""
+    reference: Literal["model", "cached"] = "model"
+    """`model`: with LoRA the model with its adapter off, else a frozen copy; `cached`, in mode `offline`: its
+    log-probs, computed once and kept on disk, so that no copy stays in memory."""
+    reference_cache: Path | None = None
+    """Folder of these log-probs; default $ELOCUTE_CACHE/reference, else ~/.cache/elocute/reference."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Dpo":
+        offline, best_worst = self.mode == "offline", self.mode == "best_worst"
+        for key, wrong, only in [
+            ("label_smoothing", self.label_smoothing and self.loss != "sigmoid", "loss: sigmoid"),
+            ("pair_weight", self.pair_weight is not None and not offline, "mode: offline"),
+            ("min_gap", self.min_gap and not best_worst, "mode: best_worst"),
+            ("reference: cached", self.reference == "cached" and not offline, "mode: offline"),
+        ]:
+            if wrong:
+                raise ValueError(f"{key}: only with {only}")
+        return self
+
+    @property
+    def samples(self) -> bool:
+        """Whether answers are sampled."""
+        return self.mode != "offline"
+
+    @property
+    def judges(self) -> bool:
+        """Whether rewards score them."""
+        return self.mode == "best_worst"
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether the reference stays in memory."""
+        return self.reference == "model"
+
+    exact_kl: ClassVar[bool] = False
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """Of text tokens and speech units; 0 outside the scope."""
+        return self.text_weight * (self.scope != "speech"), self.speech_weight * (self.scope != "text")
+
+    @property
+    def by_length(self) -> bool:
+        return self.length_normalised or self.loss == "ipo"
+
+
+def _hybrid_by_default(values):
+    return {"kind": "hybrid", **values} if isinstance(values, dict) else values
+
+
+Objective = Annotated[Hybrid | Dpo, Field(discriminator="kind"), BeforeValidator(_hybrid_by_default)]
 
 
 class Lora(Section):
@@ -160,7 +263,7 @@ class Optim(Section):
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps of linear warm-up."""
     updates_per_rollout: Positive = 1
-    """Optimiser steps on the same rollouts; above 1 needs `policy_gradient.clip`."""
+    """Optimiser steps on the same rollouts or pairs; above 1, `hybrid` needs `policy_gradient.clip`."""
     micro_batch: Positive = 16
     """Rows of one forward pass; the result does not depend on it."""
 
@@ -169,7 +272,7 @@ class Checkpoint(Section):
     every: Positive = 20
     """Steps between checkpoints; there is one at the end and at Ctrl-C too."""
     keep: Positive = 2
-    """How many are kept, the newest."""
+    """How many are kept, the newest, besides the best by `data.dev`."""
 
 
 class Evaluation(Section):
@@ -185,6 +288,33 @@ class Evaluation(Section):
     """The recogniser that listens; no reward may use it too."""
 
 
+class Rounds(Section):
+    """Align-SLM's loop (arXiv 2411.01834): sample, score, pair, DPO, then again from the newest policy, bar raised."""
+
+    count: Positive = 2
+    """Rounds at most; the loop ends early when a round does not raise the accuracy on its held-out pairs."""
+    candidates: Annotated[int, Field(ge=2)] = 5
+    """Continuations a prompt."""
+    rule: Literal["threshold", "rank", "best_worst"] = "threshold"
+    """How pairs are made of them, see docs/preference-data.md."""
+    thresholds: list[tuple[float, float]] = [(3, 1), (4, 2)]
+    """For `threshold`: each round's least score of a chosen and largest score of a rejected answer."""
+    max_auto_bleu: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """For `threshold`: an answer that repeats itself more is rejected whatever its score."""
+    pairs_per_prompt: Positive = 1
+    """At most so many pairs a prompt, the widest."""
+    dev_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the prompts whose pairs are held out; by them each round's best checkpoint is chosen."""
+
+    @model_validator(mode="after")
+    def _enough(self) -> "Rounds":
+        if self.rule == "threshold" and len(self.thresholds) < self.count:
+            raise ValueError(f"thresholds: expected one pair a round, {self.count}, got {len(self.thresholds)}")
+        if any(chosen <= rejected for chosen, rejected in self.thresholds):
+            raise ValueError("thresholds: expected the chosen's above the rejected's: no answer may be both")
+        return self
+
+
 class Recipe(Section):
     """One run."""
 
@@ -193,7 +323,7 @@ class Recipe(Section):
     run_dir: Path
     """The run's folder; a new run needs it empty or absent."""
     steps: Positive
-    """Steps of the run: one rollout of `prompts_per_step` × `group_size` answers each."""
+    """Steps of the run: one rollout of `prompts_per_step` × `group_size` answers each, or `prompts_per_step` pairs."""
     model: Path
     """Folder of the model to train, see docs/own-model.md."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -204,7 +334,12 @@ class Recipe(Section):
     rollout: Rollout = Rollout()
     rewards: list[RewardSpec] = []
     reward_mix: RewardMix = RewardMix()
-    objective: Objective = Objective()
+    listen: EarSpec | None = None
+    """For models that speak and do not write: the recogniser that writes down what was said, prompts without
+    `question_text` too, before rewards read it."""
+    objective: Objective = Hybrid()
+    rounds: Rounds | None = None
+    """For `elocute rounds` only."""
     lora: Lora | None = None
     freeze: list[re.Pattern[str]] = []
     """Regular expressions: parameters whose name one of them finds are not trained, for example `embed_tokens`."""
@@ -220,20 +355,28 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
-        if self.objective.samples and not self.rewards:
+        if self.objective.judges and not self.rewards:
             raise ValueError("rewards: expected at least one, the objective samples answers and must score them")
-        if isinstance(self.objective.mixing, Adaptive) and self.reward_mix.scale == "group":
-            raise ValueError("objective.mixing: adaptive needs a reward scale with a range; use reward_mix.scale=raw")
+        if isinstance(self.objective, Hybrid):
+            self._consistent_hybrid(self.objective)
         gating = {reward.gate.reward for reward in self.rewards if reward.gate}
+        if self.data.eval and self.listen and _same_ear(self.listen, self.evaluation.ear):
+            raise ValueError("evaluation.ear: listen is this recogniser, through which the rewards read")
         for reward in self.rewards if self.data.eval else []:
             decides = reward.weight > 0 or reward.name in gating  # what is only measured may be measured again
             if reward.kind == "asr" and decides and _same_ear(reward.ear, self.evaluation.ear):
                 raise ValueError(f"evaluation.ear: reward {reward.name!r} is this recogniser, which then judges itself")
         if self.lora and self.freeze:
             raise ValueError("freeze: lora trains its adapters only; choose lora.targets instead")
-        if self.optim.updates_per_rollout > 1 and self.objective.policy_gradient.clip is None:
-            raise ValueError("objective.policy_gradient.clip: expected with optim.updates_per_rollout above 1")
         return self
+
+    def _consistent_hybrid(self, objective: Hybrid) -> None:
+        if isinstance(objective.mixing, Adaptive) and self.reward_mix.scale == "group":
+            raise ValueError("objective.mixing: adaptive needs a reward scale with a range; use reward_mix.scale=raw")
+        if self.optim.updates_per_rollout > 1 and objective.policy_gradient.clip is None:
+            raise ValueError("objective.policy_gradient.clip: expected with optim.updates_per_rollout above 1")
+        if self.data.dev:
+            raise ValueError("data.dev: preferences are measured with objective.kind: dpo only")
 
 
 def _same_ear(one: EarSpec, other: EarSpec) -> bool:

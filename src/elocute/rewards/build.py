@@ -5,10 +5,13 @@ from elocute.recipe.rewards import AsrSpec, JudgeSpec, PocketSphinxSpec, RewardS
 from elocute.rewards.asr import AsrReward, Ear, PocketSphinxEar, TransformersEar
 from elocute.rewards.chat import ChatEndpoint, credentials
 from elocute.rewards.classifier import ClassifierReward
+from elocute.rewards.coherence import CoherenceReward
 from elocute.rewards.embedding import EmbeddingReward
 from elocute.rewards.function import FunctionReward
 from elocute.rewards.judge import JudgeReward
 from elocute.rewards.outcome import Reward
+from elocute.rewards.perplexity import PerplexityReward
+from elocute.rewards.relatedness import RelatednessReward
 from elocute.rewards.rule import RuleReward
 
 
@@ -61,6 +64,9 @@ BUILDERS = {
     "asr": _asr,
     "embedding": lambda s: EmbeddingReward(s.name, s.path, s.column, s.batch_size, s.device),
     "classifier": lambda s: ClassifierReward(s.name, s.path, s.label, s.batch_size, s.device),
+    "perplexity": lambda s: PerplexityReward(s.name, s.path, s.batch_size, s.device),
+    "coherence": lambda s: CoherenceReward(s.name, s.path, s.batch_size, s.device),
+    "relatedness": lambda s: RelatednessReward(s.name, s.path, s.batch_size, s.device),
     "function": lambda s: FunctionReward(s.name, s.function, s.low, s.high, s.conversational),
     "judge": _judge,
 }

@@ -18,9 +18,10 @@ import numpy as np
 
 from elocute.data.types import Answer, Example
 from elocute.errors import InputError, RunError
-from elocute.recipe.rewards import RewardSpec
-from elocute.rewards.build import build_reward
+from elocute.recipe.rewards import EarSpec, RewardSpec
+from elocute.rewards.build import build_ear, build_reward
 from elocute.rewards.outcome import Invalid, Outcome, Reward, Scored, Unavailable
+from elocute.rewards.transcript import Transcriber
 
 _EPS = 1e-4
 
@@ -67,12 +68,21 @@ class Mix(Protocol):
     max_unavailable: float
 
 
-def build_mixer(specs: Sequence[RewardSpec], mix: Mix) -> "RewardMixer":
-    """The rewards a recipe lists, combined as it says. Raises InputError before anything is judged."""
+def build_mixer(specs: Sequence[RewardSpec], mix: Mix, listen: EarSpec | None = None) -> "RewardMixer":
+    """The rewards a recipe lists, combined as it says; `listen`: the ear that writes down what a textless model said.
+
+    Raises InputError before anything is judged.
+    """
     parts = [
         Weighted(build_reward(s), s.weight, s.gate and Gate(s.gate.reward, s.gate.at_least)) for s in specs
     ]  # fmt: skip
-    return RewardMixer(parts, scale=mix.scale, invalid_penalty=mix.invalid_penalty, max_unavailable=mix.max_unavailable)
+    return RewardMixer(
+        parts,
+        scale=mix.scale,
+        invalid_penalty=mix.invalid_penalty,
+        max_unavailable=mix.max_unavailable,
+        transcriber=listen and Transcriber(build_ear(listen)),
+    )
 
 
 class RewardMixer:
@@ -90,7 +100,9 @@ class RewardMixer:
         scale: Literal["raw", "group"] = "raw",
         invalid_penalty: float | None = None,
         max_unavailable: float = 0.5,
+        transcriber: Transcriber | None = None,
     ):
+        self.transcriber = transcriber
         self.parts = {part.reward.name: part for part in parts}
         self.scale, self.max_unavailable = scale, max_unavailable
         self.low = self.high = None
@@ -102,14 +114,22 @@ class RewardMixer:
         gating = {p.gate.reward for p in parts if p.gate}
         self._deciding = [name for name, p in self.parts.items() if p.weight > 0 or name in gating]
 
+    def read(self, answers: Sequence[Answer]) -> list[Answer]:
+        """The answers as the rewards read them: a textless model's with the words that were heard."""
+        return self.transcriber(answers) if self.transcriber else list(answers)
+
     def __call__(self, answers: Sequence[Answer], groups: Sequence[Hashable]) -> Judged:
         """answers [N] and the group each belongs to [N]. Raises RunError for a reward that breaks its promise."""
         if len(answers) != len(groups):
             raise ValueError(f"{len(answers)} answers but {len(groups)} group ids")
-        outcomes = {name: self._judge(part.reward, answers) for name, part in self.parts.items()}
-        counting = {name: [self._counted(name, outcomes, i) for i in range(len(answers))] for name in self._deciding}
-        faults = [_worst([counting[name][i] for name in self._deciding]) for i in range(len(answers))]
-        totals = np.zeros(len(answers))
+        return self.combine({name: self.judge(name, answers) for name in self.parts}, groups)
+
+    def combine(self, outcomes: dict[str, list[Outcome]], groups: Sequence[Hashable]) -> Judged:
+        """Each reward's outcomes [N] into one a answer, without judging anything again."""
+        count = len(groups)
+        counting = {name: [self._counted(name, outcomes, i) for i in range(count)] for name in self._deciding}
+        faults = [_worst([counting[name][i] for name in self._deciding]) for i in range(count)]
+        totals = np.zeros(count)
         proper = [i for i, fault in enumerate(faults) if fault is None]
         for name in self._deciding:
             values = np.array([counting[name][i].value for i in proper], dtype=np.float64)
@@ -120,12 +140,16 @@ class RewardMixer:
 
     def check(self, examples: Sequence[Example]) -> None:
         """InputError for rows that a reward could not judge, before anything is sampled."""
+        if self.transcriber:
+            examples = [self.transcriber.assumed(example) for example in examples]
         for part in self.parts.values():
             if hasattr(part.reward, "check"):
                 part.reward.check(examples)
 
     def close(self) -> None:
         """Ends what the rewards hold open (recogniser processes)."""
+        if self.transcriber:
+            self.transcriber.close()
         for part in self.parts.values():
             if hasattr(part.reward, "close"):
                 part.reward.close()
@@ -158,7 +182,9 @@ class RewardMixer:
                 return Scored(part.reward.low)
         return outcomes[name][i]
 
-    def _judge(self, reward: Reward, answers: Sequence[Answer]) -> list[Outcome]:
+    def judge(self, name: str, answers: Sequence[Answer]) -> list[Outcome]:
+        """One reward's outcomes. Raises RunError for a reward that breaks its promise."""
+        reward = self.parts[name].reward
         outcomes = list(reward(answers))
         if len(outcomes) != len(answers):
             raise RunError(f"reward {reward.name}: {len(outcomes)} outcomes for {len(answers)} answers")

@@ -13,40 +13,15 @@ from elocute.rewards.proper import score_proper
 from elocute.rewards.rule import accepted_answers
 
 
-class EmbeddingReward:
-    """Cosine in [-1, 1] between the answer's text and `column`; of several references the nearest counts.
+class SentenceEncoder:
+    """Texts as unit vectors. path: a local transformers encoder folder (model and tokenizer)."""
 
-    path: a local transformers encoder folder (model and tokenizer).
-    """
-
-    low, high = -1.0, 1.0
-
-    def __init__(self, name: str, path: str | Path, column: str, batch_size: int = 32, device: str | None = None):
+    def __init__(self, path: str | Path, batch_size: int = 32, device: str | None = None):
         from transformers import AutoModel, AutoTokenizer
 
-        self.name = name
-        self.column = column
         self.batch_size = batch_size
         self.tokenizer = open_folder(path, AutoTokenizer)
         self.model = open_model(path, AutoModel, device)
-
-    def check(self, examples: Iterable[Example]) -> None:
-        """InputError naming every row whose column cannot be used."""
-        check_rows(examples, lambda example: accepted_answers(example, self.column))
-
-    def __call__(self, answers: Sequence[Answer]) -> list[Outcome]:
-        return score_proper(answers, self._score, needs_text=True)
-
-    def _score(self, answers: list[Answer]) -> list[Outcome]:
-        references = [[str(r) for r in accepted_answers(a.example, self.column)] for a in answers]
-        flat = self.embed([r for group in references for r in group])
-        texts = self.embed([a.utterance.text for a in answers])
-        outcomes, start = [], 0
-        for text, group in zip(texts, references, strict=True):
-            cosines = flat[start : start + len(group)] @ text
-            outcomes.append(Scored(float(np.clip(cosines.max(), -1, 1))))
-            start += len(group)
-        return outcomes
 
     def embed(self, texts: list[str]) -> np.ndarray:
         """Unit vectors [N, D], float64: the mean of the last hidden states over real tokens, padding excluded."""
@@ -62,3 +37,35 @@ class EmbeddingReward:
             mean_BD = (hidden_BTD * mask_BT1).sum(1) / mask_BT1.sum(1)
             rows.append(torch.nn.functional.normalize(mean_BD, dim=-1).cpu().numpy())
         return np.concatenate(rows)
+
+
+class EmbeddingReward:
+    """Cosine in [-1, 1] between the answer's text and `column`; of several references the nearest counts.
+
+    path: a local transformers encoder folder (model and tokenizer).
+    """
+
+    low, high = -1.0, 1.0
+
+    def __init__(self, name: str, path: str | Path, column: str, batch_size: int = 32, device: str | None = None):
+        self.name = name
+        self.column = column
+        self.encoder = SentenceEncoder(path, batch_size, device)
+
+    def check(self, examples: Iterable[Example]) -> None:
+        """InputError naming every row whose column cannot be used."""
+        check_rows(examples, lambda example: accepted_answers(example, self.column))
+
+    def __call__(self, answers: Sequence[Answer]) -> list[Outcome]:
+        return score_proper(answers, self._score, needs_text=True)
+
+    def _score(self, answers: list[Answer]) -> list[Outcome]:
+        references = [[str(r) for r in accepted_answers(a.example, self.column)] for a in answers]
+        flat = self.encoder.embed([r for group in references for r in group])
+        texts = self.encoder.embed([a.utterance.text for a in answers])
+        outcomes, start = [], 0
+        for text, group in zip(texts, references, strict=True):
+            cosines = flat[start : start + len(group)] @ text
+            outcomes.append(Scored(float(np.clip(cosines.max(), -1, 1))))
+            start += len(group)
+        return outcomes

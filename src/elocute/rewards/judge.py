@@ -1,4 +1,4 @@
-"""The multimodal judge: a chat model that reads the question, reads and hears the answer, and gives 1 to 5."""
+"""The judge at an endpoint: a chat model that reads the question, reads and may hear the answer, and gives 1 to 5."""
 
 import base64
 import re
@@ -10,13 +10,13 @@ import numpy as np
 
 from elocute.data.audio import load_audio, wav_bytes
 from elocute.data.rows import AUDIO_MARK
-from elocute.data.types import Answer, Example
+from elocute.data.types import Answer, AudioRef, Example
 from elocute.errors import InputError
 from elocute.rewards.chat import ChatEndpoint
 from elocute.rewards.judge_cache import JudgeCache, address
 from elocute.rewards.outcome import Outcome, Scored, Unavailable
 from elocute.rewards.proper import score_proper
-from elocute.rewards.rubrics import HIGH, LOW, RUBRICS
+from elocute.rewards.rubrics import HIGH, LOW, NAMES, RUBRICS
 
 _VERDICT = re.compile(
     r"<justification>((?:(?!<justification>).)*?)</justification>\s*"
@@ -26,7 +26,7 @@ _VERDICT = re.compile(
 
 
 class JudgeReward:
-    """A score in [1, 5] by one rubric ("holistic", "semantic" or "acoustic").
+    """A score in [1, 5] by one rubric: "holistic", "semantic", "acoustic", or "continuation" for what follows a prompt.
 
     send_audio: False for a judge that only reads; then neither the question's nor the answer's audio is sent.
     cache: a folder for replies that held a valid score, or None.
@@ -75,19 +75,20 @@ class JudgeReward:
         """The chat-completions body for one answer. Raises InputError, naming the row, when the question cannot be
         read: its file is missing or damaged, or there is neither a file nor text."""
         example, utterance = answer.example, answer.utterance
+        asked, given = NAMES[self.rubric]
         question, recordings = question_of(example)
         parts = []
         if history := example.columns.get("history_text"):
-            parts.append(_text(f"The conversation before the question:\n{history}"))
+            parts.append(_text(f"The conversation before the {asked}:\n{history}"))
         if question:
-            parts.append(_text(f"The question:\n{question}"))
+            parts.append(_text(f"The {asked}:\n{question}"))
         if self.send_audio and recordings:
-            parts += [_text("The question's audio:"), *(_recording(example, path) for path in recordings)]
+            parts += [_text(f"The {asked}'s audio:"), *(_recording(example, ref) for ref in recordings)]
         elif not question:
-            raise InputError(f"{example.where}: question_text: the judge needs the question in words or as a file")
-        parts.append(_text(f"The answer's transcript:\n{utterance.text}"))
+            raise InputError(f"{example.where}: question_text: the judge needs the {asked} in words or as a file")
+        parts.append(_text(f"The {given}'s transcript:\n{utterance.text}"))
         if self.send_audio:
-            parts += [_text("The answer's audio:"), _sound(utterance.waveform, utterance.sample_rate)]
+            parts += [_text(f"The {given}'s audio:"), _sound(utterance.waveform, utterance.sample_rate)]
         messages = [{"role": "system", "content": RUBRICS[self.rubric]}, {"role": "user", "content": parts}]
         return {"model": self.endpoint.entry.model, "messages": messages, **self.sampling}
 
@@ -103,25 +104,25 @@ def parse_verdict(reply: str) -> Scored | Unavailable:
     return Unavailable(f"no verdict in the reply: {' '.join(reply.split())[:80]!r}")
 
 
-def question_of(example: Example) -> tuple[str, list[Path]]:
+def question_of(example: Example) -> tuple[str, list[AudioRef]]:
     """The question's words and its sound files: those of the last user turn, never the answer's or another turn's.
 
-    The words are `question_text`, or what the last user turn says beside its audio. Audio kept as encoded units is no
-    sound file and is left out.
+    A prompt to be continued is such a question. The words are `question_text`, or what the last user turn says beside
+    its audio. Audio kept as encoded units is no sound file and is left out.
     """
     words, recordings, seen = "", [], 0
     for message in example.messages:
         count = message.content.count(AUDIO_MARK)
         if message.role == "user":
             words = message.content.replace(AUDIO_MARK, " ").strip()
-            recordings = [ref.path for ref in example.audios[seen : seen + count] if ref.key is None]
+            recordings = [ref for ref in example.audios[seen : seen + count] if ref.key is None]
         seen += count
     return example.question_text or words, recordings
 
 
-def _recording(example: Example, path: Path) -> Mapping[str, Any]:
+def _recording(example: Example, ref: AudioRef) -> Mapping[str, Any]:
     try:
-        return _sound(*load_audio(path))
+        return _sound(*load_audio(ref.path, seconds=ref.seconds))
     except InputError as error:
         raise InputError(f"{example.where}: audios: {error}") from None
 

@@ -1,4 +1,4 @@
-"""Opening a transformers folder on disk: nothing is downloaded, no remote code runs, weights are safetensors."""
+"""Opening a transformers model on disk: nothing is downloaded, no remote code runs, weights are safetensors or GGUF."""
 
 from pathlib import Path
 from typing import Any
@@ -7,19 +7,22 @@ from elocute.errors import InputError
 
 
 def open_folder(path: str | Path, auto_class: Any, **options: Any) -> Any:
-    """`auto_class.from_pretrained` on a local folder. Raises InputError naming the folder and what is missing."""
-    folder = Path(path)
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{folder}: not a model folder (it has no config.json)")
+    """`auto_class.from_pretrained` on a local folder or `.gguf` file. Raises InputError, naming it, when it cannot."""
+    path = Path(path)
+    folder = path
+    if path.suffix == ".gguf":
+        folder, options = path.parent, options | {"gguf_file": path.name}
+    elif not (path / "config.json").is_file():
+        raise InputError(f"{path}: not a model folder (it has no config.json)")
     try:
         return auto_class.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError) as error:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{folder}: cannot be opened by {auto_class.__name__}: {first_line}") from error
+        raise InputError(f"{path}: cannot be opened by {auto_class.__name__}: {first_line}") from error
 
 
 def open_model(path: str | Path, auto_class: Any, device: str | None) -> Any:
-    """The folder's model in fp32 and eval mode, on `device` (None: the first GPU if there is one)."""
+    """The model in fp32 and eval mode, on `device` (None: the first GPU if there is one)."""
     import torch
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
