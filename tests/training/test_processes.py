@@ -13,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.training.preferences import preference_rows, write_rows
+
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 REWARD = """
 import os
@@ -28,22 +30,26 @@ def without(places, completions):
 def all_but_five(completions):
     return without(range(5), completions)
 
+def first_half(completions):
+    first = 8 * int(os.environ.get("RANK", 0))
+    return [value if first + i < 8 else 0.5 for i, value in enumerate(fours(completions))]
+
 def all_but_nine(completions):
     return without([0, 1, 2, 3, 11, 12, 13, 14, 15], completions)
 """
 WEIGHTS = "model/model.safetensors"
 
 
-def command(folder: Path, run: str, *overrides: str, processes: int) -> list[str]:
-    words = ["-m", "elocute.cli", "train", "recipes/starter/wavalign.yaml", f"model={folder / 'model'}"]
+def command(folder: Path, run: str, *overrides: str, processes: int, recipe: str = "wavalign") -> list[str]:
+    words = ["-m", "elocute.cli", "train", f"recipes/starter/{recipe}.yaml", f"model={folder / 'model'}"]
     words += [f"run_dir={folder / run}", "rollout.max_new_tokens=30", "rollout.group_size=4", "optim.micro_batch=3"]
     words += [f"rewards=[{{kind: function, function: '{folder / 'reward.py'}:fours', low: 0, high: 1}}]"]
     words += ["steps=3", "rollout.prompts_per_step=4", "evaluation.rows=4", "optim.warmup_steps=0", *overrides]
     return [sys.executable, *words] if processes == 1 else [*TORCHRUN, *words]
 
 
-def train(folder: Path, run: str, *overrides: str, processes: int) -> subprocess.CompletedProcess:
-    words = command(folder, run, *overrides, processes=processes)
+def train(folder: Path, run: str, *overrides: str, **options) -> subprocess.CompletedProcess:
+    words = command(folder, run, *overrides, **options)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(words, capture_output=True, text=True, timeout=240, env=environment)
 
@@ -62,12 +68,20 @@ def metrics(run: Path) -> list[dict]:
 
 
 def assert_one(folder: Path, one: str, two: str, steps: int = 3) -> None:
+    """As assert_same, of runs in which rewards had a say."""
+    assert_same(folder, one, two, steps)
+    for line in metrics(folder / one):
+        assert line["lambda"] > 0 and line["reward/std"] > 0
+
+
+def assert_same(folder: Path, one: str, two: str, lines: int) -> None:
     """Weights and metrics of both runs are the same to 1e-6, and something was learned."""
     ours, theirs = metrics(folder / one), metrics(folder / two)
-    assert len(ours) == len(theirs) == steps
+    assert len(ours) == len(theirs) == lines
     for mine, yours in zip(ours, theirs, strict=True):
-        assert yours == pytest.approx(mine, rel=1e-6, abs=1e-6)
-        assert mine["lambda"] > 0 and mine["reward/std"] > 0
+        assert mine.keys() == yours.keys()
+        mine = {key: value for key, value in mine.items() if value is not None}
+        assert {key: yours[key] for key in mine} == pytest.approx(mine, rel=1e-6, abs=1e-6)
     weights, others, before = (load_file(folder / run / WEIGHTS) for run in (one, two, "."))
     assert weights.keys() == others.keys()
     for name in weights:
@@ -97,6 +111,38 @@ def test_two_processes_are_one_with_lora(folder):
     done = [train(folder, f"lora-{n}", *lora, processes=n) for n in (1, 2)]
     assert [d.returncode for d in done] == [0, 0], done[1].stderr
     assert_one(folder, "lora-1", "lora-2")
+
+
+PREFER = ["optim.lr=0.001", "data.eval=null", "report=false"]
+
+
+def test_two_processes_prefer_as_one_though_one_of_them_finds_no_pair(folder):
+    reward = f"rewards=[{{kind: function, function: '{folder / 'reward.py'}:first_half', low: 0, high: 1}}]"
+    given = [*PREFER, reward, "objective.min_gap=0.01", "rollout.max_new_tokens=60"]
+    done = [train(folder, f"best-{n}", *given, processes=n, recipe="dpo") for n in (1, 2)]
+    assert [d.returncode for d in done] == [0, 0], done[1].stderr
+    assert_same(folder, "best-1", "best-2", lines=3)
+    kept = [line["pairs/kept"] for line in metrics(folder / "best-2")]
+    assert max(kept) > 0 and all(line["pairs/small_gap"] >= 2 for line in metrics(folder / "best-2"))
+
+
+def test_two_processes_share_the_cached_reference_and_the_held_out_pairs(folder):
+    rows = [
+        write_rows(folder / f"{name}.jsonl", preference_rows(5, first=first)) for name, first in (("a", 0), ("b", 300))
+    ]
+    given = [*PREFER, "rewards=[]", "objective.min_gap=0", "objective.mode=offline", "objective.reference=cached"]
+    given += [f"data.train={rows[0]}", f"data.dev={rows[1]}", "objective.scope=all", "lora.rank=4", "optim.lr=0.005"]
+    done = []
+    for n in (1, 2):
+        cache = f"objective.reference_cache={folder / f'reference-{n}'}"
+        done.append(train(folder, f"offline-{n}", *given, cache, processes=n, recipe="dpo"))
+    assert [d.returncode for d in done] == [0, 0], done[1].stderr
+    assert_same(folder, "offline-1", "offline-2", lines=4)  # one before training
+    names = [sorted(path.name for path in (folder / f"reference-{n}").iterdir()) for n in (1, 2)]
+    assert names[0] == names[1] and len(names[0]) == 2
+    for name in names[0]:
+        one, two = (load_file(folder / f"reference-{n}" / name)["logp"] for n in (1, 2))
+        torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-6)
 
 
 def silent(folder: Path, name: str) -> list[str]:

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+import yaml
 
 from elocute.data.digest import digest_file, digest_folder
 from elocute.errors import InputError, RunError
@@ -109,7 +110,7 @@ def test_a_run_killed_at_any_point_of_its_creation_can_be_resumed(inputs):
     with pytest.raises(FileExistsError):
         folder.create(recipe(inputs))
     folder.samples.unlink()
-    assert [path.name for path in folder.path.iterdir()] == ["recipe.yaml"]
+    assert sorted(path.name for path in folder.path.iterdir()) == ["environment.json", "recipe.yaml"]
     folder.check(recipe(inputs), resume=True)
     folder.create(recipe(inputs, "steps=9"))
     assert folder.samples.is_dir() and folder.checkpoints.is_dir()
@@ -139,3 +140,12 @@ def test_metrics_after_the_checkpoint_and_a_torn_line_go(inputs, started):
         file.write('{"step": 5, "lo')
     started.cut_metrics(3)
     assert [json.loads(line) for line in started.metrics.read_text().splitlines()] == [{"step": s} for s in (1, 2, 3)]
+
+
+def test_keys_that_came_into_the_schema_since_have_their_defaults(inputs, started):
+    values = yaml.safe_load(started.recipe.read_text())
+    del values["objective"]["kind"], values["data"]["dev"], values["listen"]
+    started.recipe.write_text(yaml.safe_dump(values))
+    started.check(recipe(inputs), resume=True)
+    with pytest.raises(InputError, match="objective.kind: the run was started with 'hybrid'"):
+        started.check(recipe(inputs, "objective={kind: dpo}"), resume=True)

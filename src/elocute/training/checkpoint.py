@@ -35,6 +35,13 @@ def save_checkpoint(folder: Path, module: torch.nn.Module, optimizer: torch.opti
 def load_checkpoint(folder: Path, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict:
     """Put weights and optimiser back; returns the state that was saved with them."""
     state = json.loads((folder / "state.json").read_text())
+    load_weights(folder, module)
+    optimizer.load_state_dict(_join_optimizer(load_file(folder / "optimizer.safetensors"), state.pop("optimizer")))
+    return state
+
+
+def load_weights(folder: Path, module: torch.nn.Module) -> None:
+    """Put a checkpoint's weights into the module. InputError when they are another model's."""
     saved, current = load_file(folder / "model.safetensors"), trainable(module)
     if saved.keys() != current.keys():
         odd = sorted(saved.keys() ^ current.keys())[0]
@@ -42,8 +49,6 @@ def load_checkpoint(folder: Path, module: torch.nn.Module, optimizer: torch.opti
     with torch.no_grad():
         for name, parameter in current.items():
             parameter.copy_(saved[name])
-    optimizer.load_state_dict(_join_optimizer(load_file(folder / "optimizer.safetensors"), state.pop("optimizer")))
-    return state
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -52,11 +57,12 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return max(found, key=lambda path: int(path.name.removeprefix("step-")), default=None)
 
 
-def prune_checkpoints(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints."""
+def prune_checkpoints(folder: Path, keep: int, best: int | None = None) -> None:
+    """Delete all but the newest `keep` checkpoints and that of step `best`."""
     found = sorted(folder.glob("step-*[0-9]"), key=lambda path: int(path.name.removeprefix("step-")))
     for path in found[:-keep]:
-        shutil.rmtree(path)
+        if path.name != f"step-{best}":
+            shutil.rmtree(path)
 
 
 def _split_optimizer(state: dict) -> tuple[dict[str, torch.Tensor], dict]:

@@ -1,7 +1,7 @@
 """One step's experience: sample groups, decode every answer once, judge it, gather what all ranks must agree on."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -22,12 +22,13 @@ class Experience:
     """This rank's rollouts, and the rewards of all ranks.
 
     rollouts: this rank's, prompt by prompt [p·G]; rewards float64 and available bool [P, G], of all ranks;
-    mine: slice of the P prompts that are this rank's; judged: this rank's outcomes, for people.
+    mine: slice of the P prompts that are this rank's; judged: this rank's outcomes. Where nothing judges, judged is
+    None and there are no rewards (P = 0).
     """
 
     rollouts: list[Rollout]
     answers: list[Answer]
-    judged: Judged
+    judged: Judged | None
     rewards: torch.Tensor
     available: torch.Tensor
     mine: slice
@@ -63,6 +64,33 @@ def sampling_of(recipe: Recipe) -> Sampling:
     return Sampling(rollout.max_new_tokens, rollout.temperature, rollout.top_k, rollout.top_p)
 
 
+def sample(
+    lm: InterleavedLM,
+    audio: EncodedAudio,
+    examples: Sequence[Example],
+    recipe: Recipe,
+    step: int,
+    accelerator: Accelerator,
+    *,
+    group_size: int,
+    wanted: Callable[[Example], bool] = lambda example: True,
+) -> Experience:
+    """Sample and decode, for those of this rank's `examples` (the step's, all ranks' together) that are wanted."""
+    mine = my_prompts(accelerator, len(examples))
+    clock = _Clock()
+    places = [place for place in range(mine.start, mine.stop) if wanted(examples[place])]
+    prompts = [lm.encode_prompt(examples[place], audio) for place in places]
+    seeds = [[seed_of(recipe.seed, step, place, number) for number in range(group_size)] for place in places]
+    groups = sample_groups(lm, prompts, seeds, sampling_of(recipe)) if places else []
+    rollouts = [rollout for row in groups for rollout in row]
+    clock.lap("rollout")
+    owners = [examples[place] for place in places for _ in range(group_size)]
+    answers = [Answer(o, lm.decode(r.tokens.ids)) for o, r in zip(owners, rollouts, strict=True)]
+    clock.lap("decode")
+    nothing = torch.zeros(0, group_size, dtype=torch.float64)
+    return Experience(rollouts, answers, None, nothing, nothing.bool(), mine, clock.seconds)
+
+
 def collect(
     lm: InterleavedLM,
     audio: EncodedAudio,
@@ -73,20 +101,10 @@ def collect(
     accelerator: Accelerator,
 ) -> Experience:
     """Sample, decode and judge one step's groups for `examples` (the step's P prompts, all ranks' together)."""
-    mine = my_prompts(accelerator, len(examples))
     group = recipe.rollout.group_size
+    experience = sample(lm, audio, examples, recipe, step, accelerator, group_size=group)
     clock = _Clock()
-    prompts = [lm.encode_prompt(example, audio) for example in examples[mine]]
-    seeds = [
-        [seed_of(recipe.seed, step, prompt, sample) for sample in range(group)]
-        for prompt in range(mine.start, mine.stop)
-    ]
-    groups = sample_groups(lm, prompts, seeds, sampling_of(recipe))
-    rollouts = [rollout for row in groups for rollout in row]
-    clock.lap("rollout")
-    owners = [example for example in examples[mine] for _ in range(group)]
-    answers = [Answer(o, lm.decode(r.tokens.ids)) for o, r in zip(owners, rollouts, strict=True)]
-    clock.lap("decode")
+    answers = experience.answers = mixer.read(experience.answers)
     judged = mixer(answers, [index // group for index in range(len(answers))])
     silent = torch.tensor(list(judged.silent.values()), dtype=torch.float64, device=accelerator.device)
     silent = accelerator.reduce(silent, "sum").tolist()
@@ -94,15 +112,11 @@ def collect(
     clock.lap("reward")
     local = torch.tensor([[v if v is not None else 0.0, v is not None] for v in judged.values], dtype=torch.float64)
     everyone = accelerator.gather(local.to(accelerator.device)).cpu()
-    return Experience(
-        rollouts=rollouts,
-        answers=answers,
-        judged=judged,
-        rewards=everyone[:, 0].view(len(examples), group),
-        available=everyone[:, 1].view(len(examples), group).bool(),
-        mine=mine,
-        seconds=clock.seconds,
-    )
+    experience.judged = judged
+    experience.rewards = everyone[:, 0].view(len(examples), group)
+    experience.available = everyone[:, 1].view(len(examples), group).bool()
+    experience.seconds |= clock.seconds
+    return experience
 
 
 class _Clock:

@@ -3,6 +3,7 @@
 import torch
 from accelerate import Accelerator
 
+from elocute.objectives.mixing import RawLambda
 from elocute.training.experience import Experience
 
 
@@ -20,6 +21,33 @@ def loss_metrics(totals: dict[str, float]) -> dict:
     return values
 
 
+def lambda_metrics(raw: RawLambda) -> dict:
+    """λ before smoothing and its gates, means over the counted prompts."""
+    information, reward = raw.information_gate[raw.counted], raw.reward_gate[raw.counted]
+    return {
+        "lambda/raw": raw.value,
+        "gate/information": float(information.mean()) if len(information) else None,
+        "gate/reward": float(reward.mean()) if len(reward) else None,
+    }
+
+
+def preference_metrics(totals: dict[str, float]) -> dict:
+    """Loss components, rewards and log-probs a pair, NLL per token of the chosen answers, prompts with and without a
+    pair."""
+    pairs = totals["pairs/kept"]
+    parts = {name: totals[name] for name in ("loss/dpo", "loss/sft") if name in totals}
+    values: dict = {"loss/total": sum(parts.values())} | parts
+    for name, total in totals.items():
+        if name.startswith(("dpo/", "logp/")):
+            values[name] = _ratio(total, pairs)
+        elif name.startswith("pairs/"):
+            values[name] = total
+    for name in ("nll/text", "nll/speech"):
+        if name in totals:
+            values[name] = _ratio(totals[name], totals[f"{name}_tokens"])
+    return values
+
+
 def experience_metrics(experience: Experience, accelerator: Accelerator) -> dict:
     """Rewards, outcomes, entropy by modality and truncation, over all ranks."""
     sums: dict[str, float] = {"rollout/tokens": 0, "rollout/truncated": 0, "rollout/no_text": 0}
@@ -34,16 +62,18 @@ def experience_metrics(experience: Experience, accelerator: Accelerator) -> dict
             mask = mask & tokens.action
             sums[f"entropy/{modality}"] += float(rollout.entropy[mask].sum())
             sums[f"entropy/{modality}_tokens"] += int(mask.sum())
-    for name, count in experience.judged.counts.items():
+    judged = experience.judged
+    counts, rewards = (judged.counts, judged.sums) if judged else ({}, {})
+    for name, count in counts.items():
         sums[f"outcomes/{name}"] = count
-    for name, (total, count) in experience.judged.sums.items():
+    for name, (total, count) in rewards.items():
         sums[f"reward/{name}"], sums[f"reward/{name}_count"] = total, count
     names = sorted(sums)
     local = torch.tensor([float(sums[name]) for name in names], dtype=torch.float64, device=accelerator.device)
     sums = dict(zip(names, accelerator.reduce(local, "sum").tolist(), strict=True))
     for name in ("entropy/text", "entropy/speech"):
         sums[name] = _ratio(sums[name], sums.pop(f"{name}_tokens"))
-    for name in experience.judged.sums:
+    for name in rewards:
         sums[f"reward/{name}"] = _ratio(sums[f"reward/{name}"], sums.pop(f"reward/{name}_count"))
     scored = experience.rewards[experience.available]
     if len(scored):

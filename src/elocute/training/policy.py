@@ -118,7 +118,7 @@ def kl_per_token(recipe: Recipe, policy, batch: Batch, reference: Reference | No
     temperature = recipe.rollout.temperature
     if reference is None:
         return policy(batch, temperature)
-    if recipe.objective.kl.estimator == "exact":
+    if recipe.objective.exact_kl:
         return policy(batch, temperature, reference.hidden(batch))
     ref_logp = reference.logprobs(batch, temperature)
     logp, _ = policy(batch, temperature)
@@ -134,7 +134,7 @@ def load_policy(recipe: Recipe) -> Policy:
     lm = load_model(recipe.model, dtype=dtype if recipe.lora else torch.float32)
     lm.compute = None if dtype == torch.float32 else dtype
     check_head(lm, recipe.model)
-    if recipe.objective.uses_reference and recipe.objective.kl.estimator == "exact" and lm.head().bias is not None:
+    if recipe.objective.exact_kl and lm.head().bias is not None:
         raise InputError(f"{recipe.model}: objective.kl.estimator: the model's head has a bias; expected k3")
     if recipe.lora:
         config = LoraConfig(
@@ -173,7 +173,7 @@ def check_head(lm: InterleavedLM, folder) -> None:
 
     The head is made to say numbers far apart: they must come out as they are, and the trunk's output must go in.
     """
-    ids = torch.tensor([[lm.layout.text_end, lm.layout.answer_end]])
+    ids = torch.tensor([[lm.layout.first_unit, lm.layout.first_unit + 1]])
     said: list[torch.Tensor] = []
 
     def say(_module, inputs, output):

@@ -14,10 +14,11 @@ Progress = Callable[[str, int, int, dict], None]
 
 def run(recipe: Recipe, *, resume: bool = False, progress: Progress = lambda *_: None) -> bool:
     """Do the whole run in `recipe.run_dir`. Returns False when Ctrl-C stopped it early (its state is saved)."""
-    held_out = (
-        read_eval_rows(recipe.data.eval, recipe.evaluation.rows, recipe.evaluation.ear) if recipe.data.eval else []
-    )
-    trainer = Trainer(recipe, resume=resume)
+    held_out = []
+    if recipe.data.eval:
+        limit, ear = recipe.evaluation.rows, recipe.evaluation.ear
+        held_out = read_eval_rows(recipe.data.eval, limit, ear, recipe.data.prompt_seconds)
+    trainer = Trainer(recipe, resume=resume, progress=progress)
     try:
         if held_out:
             evaluate_once(trainer, held_out, "before", progress)

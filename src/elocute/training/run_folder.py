@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from pydantic import ValidationError
 
 from elocute.data.digest import digest_file, digest_folder
 from elocute.data.files import write_atomically
@@ -45,19 +46,22 @@ class RunFolder:
         elif self.path.exists() and any(self.path.iterdir()):
             raise InputError(f"{self.path}: run_dir: not empty and no run of elocute; choose another folder")
 
-    def create(self, recipe: Recipe) -> None:
-        """Make the folder and write the recipe into it."""
+    def begin(self, recipe: Recipe) -> None:
+        """Make the folder and write the recipe into it, and the environment unless it is there."""
         self.path.mkdir(parents=True, exist_ok=True)
         # First: it makes the folder a run that can be resumed.
         write_atomically(self.recipe, dump_recipe(recipe).encode())
+        if not self.environment.exists():
+            self.write_environment(recipe)
+
+    def create(self, recipe: Recipe) -> None:
+        """The same, and the folders of a training."""
+        self.begin(recipe)
         for folder in (self.samples, self.checkpoints):
             folder.mkdir(exist_ok=True)
 
     def _check_same(self, recipe: Recipe) -> None:
-        old, new = (
-            _without_means(yaml.safe_load(self.recipe.read_text())),
-            _without_means(recipe.model_dump(mode="json")),
-        )
+        old, new = _without_means(_with_defaults(self.recipe)), _without_means(recipe.model_dump(mode="json"))
         for key in new:
             if key not in FREE_TO_CHANGE and old.get(key) != new[key]:
                 name, was, now = _first_difference(key, old.get(key), new[key])
@@ -72,7 +76,7 @@ class RunFolder:
     def write_environment(self, recipe: Recipe) -> None:
         """Versions, machine, digests of model and data: what a reader needs to trust or repeat the run."""
         names = ("elocute", "torch", "transformers", "accelerate", "peft", "numpy", "pocketsphinx")
-        data = [file for file in (recipe.data.train, recipe.data.eval) if file]
+        data = [file for file in (recipe.data.train, recipe.data.eval, recipe.data.dev) if file]
         values = {
             "command": shlex.join(["elocute", *sys.argv[1:]]),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -104,6 +108,15 @@ class RunFolder:
     def append_metrics(self, values: dict) -> None:
         with self.metrics.open("a") as file:
             file.write(json.dumps(values) + "\n")
+
+
+def _with_defaults(file: Path) -> dict:
+    """The recipe that a run was started with; keys that came into the schema since have their defaults."""
+    values = yaml.safe_load(file.read_text())
+    try:
+        return Recipe.model_validate(values).model_dump(mode="json")
+    except ValidationError:  # as it stands: the difference that follows says what is not understood
+        return values
 
 
 def _without_means(recipe: dict) -> dict:

@@ -10,15 +10,14 @@ from elocute.training.experience import Experience
 
 
 def write_step_samples(folder: Path, step: int, experience: Experience, group_size: int) -> None:
-    """Write `samples/step-N.jsonl` and its WAVs: the first prompt's group."""
-    rows = []
-    for index in range(group_size):
-        answer = experience.answers[index]
+    """Write `samples/step-N.jsonl` and its WAVs: the first prompt's group, or as many answers to several prompts."""
+    rows, judged = [], experience.judged
+    for index, answer in enumerate(experience.answers[:group_size]):
         audio = None
         if len(answer.utterance.waveform):
             audio = f"step-{step}/{index}.wav"
             save_wav(folder / audio, answer.utterance.waveform, answer.utterance.sample_rate)
-        outcomes = {name: outcome[index] for name, outcome in experience.judged.outcomes.items()}
+        outcomes = {name: outcome[index] for name, outcome in judged.outcomes.items()} if judged else {}
         rows.append(
             {
                 "id": answer.example.id,
@@ -26,7 +25,7 @@ def write_step_samples(folder: Path, step: int, experience: Experience, group_si
                 "text": answer.utterance.text,
                 "broken": answer.utterance.broken,
                 "audio": audio,
-                "reward": experience.judged.values[index],
+                "reward": judged.values[index] if judged else None,
                 "rewards": {name: _shown(outcome) for name, outcome in outcomes.items()},
             }
         )

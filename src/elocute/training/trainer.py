@@ -1,4 +1,4 @@
-"""The loop: sample, judge, mix, update, save. Phases in order, each in a file of its own."""
+"""The loop: sample, judge, mix or pair, update, save. Phases in order, each in a file of its own."""
 
 import math
 import shutil
@@ -19,18 +19,21 @@ from elocute.models.layout import Tokens
 from elocute.objectives.advantages import group_advantages
 from elocute.objectives.mixing import AdaptiveMixing, FixedMixing
 from elocute.recipe import Recipe
-from elocute.recipe.schema import Adaptive
+from elocute.recipe.schema import Adaptive, Dpo
 from elocute.rewards.combine import RewardMixer, build_mixer
 from elocute.rollout import seed_of
 from elocute.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
+    load_weights,
     prune_checkpoints,
     save_checkpoint,
 )
 from elocute.training.experience import Experience, collect, my_prompts, step_examples
-from elocute.training.metrics import experience_metrics, flat, loss_metrics
+from elocute.training.metrics import experience_metrics, flat, lambda_metrics, loss_metrics
 from elocute.training.policy import Reference, load_policy
+from elocute.training.preference import Preference
+from elocute.training.preference import Progress as Stages
 from elocute.training.run_folder import RunFolder
 from elocute.training.samples import write_step_samples
 from elocute.training.schedule import learning_rate
@@ -40,9 +43,9 @@ Progress = Callable[[int, dict], None]
 
 
 class Trainer:
-    """One run, from a checked recipe to a model on disk."""
+    """One run, from a checked recipe to a model on disk. progress: of what takes long before the first step."""
 
-    def __init__(self, recipe: Recipe, *, resume: bool = False):
+    def __init__(self, recipe: Recipe, *, resume: bool = False, progress: Stages = lambda *_: None):
         # 1. the folder and the rows, before anything heavy
         self.recipe, self.folder = recipe, RunFolder(recipe.run_dir)
         self.accelerator = Accelerator(
@@ -54,33 +57,39 @@ class Trainer:
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
         )
         self.folder.check(recipe, resume=resume)
-        self.examples = read_rows(recipe.data.train)
+        self.examples = read_rows(recipe.data.train, recipe.data.prompt_seconds)
+        held_out = read_rows(recipe.data.dev, recipe.data.prompt_seconds) if recipe.data.dev else []
         my_prompts(self.accelerator, recipe.rollout.prompts_per_step)
         self.mixer: RewardMixer | None = None
-        if recipe.objective.samples:
-            self.mixer = build_mixer(recipe.rewards, recipe.reward_mix)
+        if recipe.objective.judges:
+            self.mixer = build_mixer(recipe.rewards, recipe.reward_mix, recipe.listen)
             self.mixer.check(self.examples)
         # 2. the model, its reference, the optimiser
         policy = load_policy(recipe)
         self.lm = policy.lm
         self.audio = EncodedAudio(self.lm.codec, recipe.data.cache)
         self.targets: dict[str, Tokens] = {}
-        check_rows(self.examples, self._encode)
+        self.preference: Preference | None = None
+        if isinstance(recipe.objective, Dpo):
+            self.preference = Preference(recipe, self.examples, held_out, policy, self.audio, self.accelerator)
+        else:
+            check_rows(self.examples, self._encode)
         parameters = [p for p in policy.parameters() if p.requires_grad]
         optim = recipe.optim
         optimizer = torch.optim.AdamW(parameters, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
         self.policy, self.optimizer = self.accelerator.prepare(policy, optimizer)
         self.raw_policy = policy
-        reference = Reference(recipe, policy) if recipe.objective.uses_reference else None
-        self.update = Update(recipe, self.policy, reference, self.accelerator)
-        # 3. λ and where we are
-        self.mixing = _make_mixing(recipe, self.mixer)
+        if self.preference is not None:
+            self.preference.prepare(self.policy, progress)
+        else:
+            reference = Reference(recipe, policy) if recipe.objective.uses_reference else None
+            self.update = Update(recipe, self.policy, reference, self.accelerator)
+            self.mixing = _make_mixing(recipe, self.mixer)
+        # 3. where we are
         self.step, self.interrupted, self.stopping, self.saving_seconds = 0, False, False, 0.0
         self.accelerator.wait_for_everyone()  # all have checked the folder before one writes into it
         if self.accelerator.is_main_process:
             self.folder.create(recipe)
-            if not self.folder.environment.exists():
-                self.folder.write_environment(recipe)
         if resume:
             self._restore()
         if recipe.trackers:
@@ -90,6 +99,8 @@ class Trainer:
         """Run to the last step. Returns False when Ctrl-C stopped it early (the state is saved)."""
         previous = signal.signal(signal.SIGINT, self._on_interrupt)
         try:
+            if self.recipe.data.dev and self.step == 0:
+                self._measure_start()
             while self.step < self.recipe.steps and not self.stopping:
                 metrics = self._one_step()
                 progress(self.step, metrics)
@@ -101,8 +112,11 @@ class Trainer:
         return not self.stopping
 
     def save_model(self) -> Path:
-        """Write the trained model to the run's model/ folder."""
+        """Write the trained model to the run's model/ folder: with data.dev the best step's, else the last one's."""
         if self.accelerator.is_main_process:
+            best = self.preference.best if self.preference else None
+            if best is not None:
+                load_weights(self.folder.checkpoints / f"step-{best['step']}", self.raw_policy)
             partial = self.folder.model.with_name("model.partial")
             self.lm.save(partial)
             shutil.rmtree(self.folder.model, ignore_errors=True)
@@ -119,16 +133,20 @@ class Trainer:
         started = time.perf_counter()
         torch.manual_seed(seed_of(self.recipe.seed, "step", self.step))
         examples = [self.examples[index] for index in step_examples(self.examples, self.recipe, self.step)]
-        experience = None
-        if self.mixer is not None:
-            experience = collect(self.lm, self.audio, examples, self.mixer, self.recipe, self.step, self.accelerator)
+        experience = self._experience(examples)
         updating = time.perf_counter()
         metrics = self._learn(experience, examples)
         self.step += 1
+        measuring = time.perf_counter()
+        due = self.step == self.recipe.steps or self.step % self.recipe.checkpoint.every == 0
+        if due and self.recipe.data.dev:
+            metrics |= self.preference.measure(self.step)
         # The line is written before the checkpoint: a kill in between makes the step again, none is ever missing.
         # What saving took is therefore known one line later.
         seconds = dict(experience.seconds) if experience else {}
-        seconds |= {"update": time.perf_counter() - updating, "checkpoint": self.saving_seconds}
+        seconds |= {"update": measuring - updating, "checkpoint": self.saving_seconds}
+        if due and self.recipe.data.dev:
+            seconds["dev"] = time.perf_counter() - measuring
         seconds["total"] = time.perf_counter() - started
         metrics = self._log(metrics, experience, seconds)
         saving = time.perf_counter()
@@ -136,13 +154,36 @@ class Trainer:
             if self.step == 1 or self.step % self.recipe.samples_every == 0:
                 write_step_samples(self.folder.samples, self.step, experience, self.recipe.rollout.group_size)
         self.stopping = self._any_process(self.interrupted)  # all stop after the same step, or none would answer
-        if self.stopping or self.step == self.recipe.steps or self.step % self.recipe.checkpoint.every == 0:
+        if self.stopping or due:
             self._save()
         self.saving_seconds = time.perf_counter() - saving
         return metrics
 
+    def _experience(self, examples: list[Example]) -> Experience | None:
+        """The step's rollouts, if its objective has any."""
+        if self.preference is not None:
+            return self.preference.experience(examples, self.mixer, self.step)
+        if self.mixer is None:
+            return None
+        return collect(self.lm, self.audio, examples, self.mixer, self.recipe, self.step, self.accelerator)
+
     def _learn(self, experience: Experience | None, examples: list[Example]) -> dict:
-        """One or more optimiser steps on this experience; returns what to log."""
+        """One or more optimiser steps on this experience; returns what to log, of the first of them."""
+        gradient = (self._mix if self.preference is None else self._prefer)(experience, examples)
+        metrics: dict = {}
+        for _ in range(self.recipe.optim.updates_per_rollout):
+            values = gradient()
+            values |= {"grad_norm": self._descend(), "lr": learning_rate(self.recipe, self.step)}
+            metrics = metrics or values
+        return metrics
+
+    def _prefer(self, experience: Experience | None, examples: list[Example]) -> Callable[[], dict]:
+        """What accumulates the gradient of the step's pairs and says what to log."""
+        pairs, counts = self.preference.pairs(examples, experience)
+        return lambda: self.preference.gradient(pairs, counts)
+
+    def _mix(self, experience: Experience | None, examples: list[Example]) -> Callable[[], dict]:
+        """What accumulates the gradient of SFT, policy gradient and KL, mixed by λ, and says what to log."""
         targets = self.target_rows(examples) if self.targets else None
         rollouts, raw = None, None
         if experience is not None:
@@ -151,27 +192,24 @@ class Trainer:
                 raw = self.mixing.raw(experience.rewards, experience.available)
             if self.recipe.optim.updates_per_rollout > 1:
                 self.update.score_before(rollouts)
-        metrics: dict = {}
-        for repeat in range(self.recipe.optim.updates_per_rollout):
+
+        def gradient() -> dict:
             lam = self.mixing.update(None if raw is None else raw.value)
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(self.recipe, self.step)
-            totals = self.update(rollouts, targets, lam).gathered(self.accelerator)
-            norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), self.recipe.optim.clip_norm)
-            if not math.isfinite(float(norm)):
-                raise RunError(f"step {self.step + 1}: the gradient is {float(norm)}; the last checkpoint is whole")
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            if repeat == 0:
-                metrics = loss_metrics(totals)
-                metrics |= {"lambda": lam, "grad_norm": float(norm), "lr": learning_rate(self.recipe, self.step)}
-        if raw is not None:
-            metrics |= {
-                "lambda/raw": raw.value,
-                "gate/information": float(raw.information_gate[raw.counted].mean()) if raw.counted.any() else None,
-                "gate/reward": float(raw.reward_gate[raw.counted].mean()) if raw.counted.any() else None,
-            }
-        return metrics
+            metrics = loss_metrics(self.update(rollouts, targets, lam).gathered(self.accelerator)) | {"lambda": lam}
+            return metrics if raw is None else metrics | lambda_metrics(raw)
+
+        return gradient
+
+    def _descend(self) -> float:
+        """Step along the gradient in the parameters; returns its norm before clipping."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.recipe, self.step)
+        norm = float(self.accelerator.clip_grad_norm_(self.policy.parameters(), self.recipe.optim.clip_norm))
+        if not math.isfinite(norm):
+            raise RunError(f"step {self.step + 1}: the gradient is {norm}; the last checkpoint is whole")
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm
 
     def target_rows(self, examples: list[Example]) -> Rows:
         """This rank's share of the step's examples with their supervised targets."""
@@ -205,17 +243,21 @@ class Trainer:
     def _save(self) -> None:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            state = {"step": self.step, "mixing": self.mixing.state_dict()}
+            best = self.preference.best if self.preference else None
+            state = {"step": self.step} | ({"best": best} if self.preference else {"mixing": self.mixing.state_dict()})
             folder = self.folder.checkpoints / f"step-{self.step}"
             save_checkpoint(folder, self.raw_policy, self.optimizer, state)
-            prune_checkpoints(self.folder.checkpoints, self.recipe.checkpoint.keep)
+            prune_checkpoints(self.folder.checkpoints, self.recipe.checkpoint.keep, best and best["step"])
 
     def _restore(self) -> None:
         found = latest_checkpoint(self.folder.checkpoints)
         if found is not None:
             state = load_checkpoint(found, self.raw_policy, self.optimizer)
             self.step = state["step"]
-            self.mixing.load_state_dict(state["mixing"])
+            if self.preference is not None:
+                self.preference.best = state["best"]
+            else:
+                self.mixing.load_state_dict(state["mixing"])
         if self.accelerator.is_main_process:
             self.folder.cut_metrics(self.step)
 
@@ -226,6 +268,13 @@ class Trainer:
 
     def _any_process(self, flag: bool) -> bool:
         return bool(self.accelerator.reduce(torch.tensor(int(flag), device=self.accelerator.device), "sum"))
+
+    def _measure_start(self) -> None:
+        """The held-out pairs before the first step, as line 0 of the metrics, once."""
+        metrics = self.folder.metrics
+        there = self.accelerator.is_main_process and metrics.exists() and metrics.stat().st_size > 0
+        if not self._any_process(there):
+            self._log(self.preference.measure(0), None, {})
 
     def _log(self, metrics: dict, experience: Experience | None, seconds: dict) -> dict:
         values = {"step": self.step} | metrics

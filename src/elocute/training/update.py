@@ -73,7 +73,7 @@ class Update:
             jobs += self._jobs(targets, self._sft_coefficients(targets, lam), self._sft_loss)
         for index, (loss_of, rows, coefficients, piece) in enumerate(jobs):
             last = index + 1 == len(jobs)
-            with _synchronise(self.accelerator, self.policy, last):
+            with synchronise(self.accelerator, self.policy, last):
                 loss = loss_of(rows, coefficients, piece, totals)
                 # DDP averages gradients over ranks; the coefficients already divide by the global counts.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
@@ -173,6 +173,6 @@ class Update:
         return [(loss_of, rows, coefficients, piece) for piece in self._pieces(rows)]
 
 
-def _synchronise(accelerator: Accelerator, policy, last: bool):
+def synchronise(accelerator: Accelerator, policy, last: bool):
     """Gradients are averaged over ranks once, in the backward of the last micro-batch."""
     return contextlib.nullcontext() if last else accelerator.no_sync(policy)

@@ -1,0 +1,130 @@
+"""Preference optimisation's part in a run: a step's pairs, their gradient, and which step is best on held-out pairs."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import torch
+from accelerate import Accelerator
+
+from elocute.data.cache import EncodedAudio
+from elocute.data.rows import check_rows
+from elocute.data.types import Example
+from elocute.errors import InputError
+from elocute.recipe.schema import Dpo, Recipe
+from elocute.rewards.combine import RewardMixer
+from elocute.training.experience import Experience, collect, my_prompts, sample
+from elocute.training.metrics import preference_metrics
+from elocute.training.pairs import Pair, PairMaker
+from elocute.training.policy import Policy, Reference
+from elocute.training.preference_update import Answers, PreferenceUpdate, accuracy, compare, pieces, score_pairs
+from elocute.training.reference_cache import cached_sums
+
+Progress = Callable[[str, int, int, dict], None]
+
+
+class Preference:
+    """best: {"step", "accuracy", "margin"} of the best measured step, None before the first."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        examples: Sequence[Example],
+        held_out: Sequence[Example],
+        policy: Policy,
+        audio: EncodedAudio,
+        accelerator: Accelerator,
+    ):
+        """Encodes the rows: InputError, a line each, for those that lack what the mode needs. Call `prepare` next."""
+        self.recipe, self.spec, self.accelerator = recipe, recipe.objective, accelerator
+        self.policy, self.audio = policy, audio
+        if policy.lm.layout.ratio == "speech-only" and self.spec.scope == "text":
+            raise InputError(f"{recipe.model}: objective.scope: the model writes no text; expected speech or all")
+        self.examples = examples
+        self.maker = PairMaker(self.spec, policy.lm, audio)
+        check_rows(examples, self.maker.encode)
+        self.held_out: list[Pair] = []
+        rows = PairMaker(Dpo(kind="dpo", scope=self.spec.scope), policy.lm, audio)
+        check_rows(held_out, lambda example: self.held_out.append(rows.of_row(example)))
+        self.measured = len(self.held_out)
+        self.best: dict | None = None
+
+    def prepare(self, wrapped, progress: Progress) -> None:
+        """wrapped: the policy as accelerate prepared it. Loads the reference, or its log-probs."""
+        self.update = PreferenceUpdate(self.recipe, wrapped, self.accelerator)
+        self.reference: Reference | None = None
+        if self.spec.uses_reference:
+            self.reference = Reference(self.recipe, self.policy)
+        else:
+            pairs = [self.maker.of_row(example) for example in self.examples]
+            known = self._cached(pairs, "reference", progress)
+            self.maker.reference = {example.id: sums for example, sums in zip(self.examples, known, strict=True)}
+            known = self._cached(self.held_out, "reference dev", progress)
+            self.held_out = [p._replace(reference=sums) for p, sums in zip(self.held_out, known, strict=True)]
+        mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
+        self.held_out = self._referenced(self.held_out[mine])
+
+    # a step
+
+    def experience(self, examples: Sequence[Example], mixer: RewardMixer | None, step: int) -> Experience | None:
+        """The fresh samples that the step's pairs need, if any."""
+        if not self.spec.samples:
+            return None
+        if mixer is not None:
+            return collect(self.policy.lm, self.audio, examples, mixer, self.recipe, step, self.accelerator)
+        return sample(
+            self.policy.lm, self.audio, examples, self.recipe, step, self.accelerator,
+            group_size=1, wanted=self.maker.samples,
+        )  # fmt: skip
+
+    def pairs(self, examples: Sequence[Example], experience: Experience | None) -> tuple[list[Pair], Counter[str]]:
+        """This rank's pairs of the step, with what the reference says of them, and the counts of PairMaker.of_step."""
+        mine = my_prompts(self.accelerator, len(examples))
+        pairs, counts = self.maker.of_step(examples[mine], experience)
+        return self._referenced(pairs), counts
+
+    def gradient(self, pairs: Sequence[Pair], counts: Counter[str]) -> dict:
+        """Accumulate the gradient into the parameters; returns what to log, of all ranks."""
+        totals = self.update(pairs)
+        for name, count in counts.items():
+            totals.add(f"pairs/{name}", count)
+        return preference_metrics(totals.gathered(self.accelerator))
+
+    # held-out pairs
+
+    @torch.no_grad()
+    def measure(self, step: int) -> dict:
+        """Reward accuracy and mean margin on the held-out pairs; `step` may become the best so far, step 0 may not."""
+        sums = self._score(self.held_out, lambda batch: self.policy(batch)[0])
+        totals = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
+        start = 0
+        for piece in pieces(self.held_out, self.recipe.optim.micro_batch):
+            losses = compare(self.spec, piece, sums[start : start + len(piece)], Answers(piece, "cpu"))
+            totals += torch.stack([accuracy(losses.margin).sum(), losses.margin.sum()]).to(totals.device)
+            start += len(piece)
+        right, margin = (self.accelerator.reduce(totals, "sum") / self.measured).tolist()
+        if step > 0:
+            self.note(step, right, margin)
+        return {"dev/accuracy": right, "dev/margin": margin, "dev/best_step": self.best and self.best["step"]}
+
+    def note(self, step: int, right: float, margin: float) -> None:
+        """Keep the best step: of the highest accuracy, then of the highest margin, then the earliest."""
+        if self.best is None or (right, margin) > (self.best["accuracy"], self.best["margin"]):
+            self.best = {"step": step, "accuracy": right, "margin": margin}
+
+    # the reference
+
+    def _referenced(self, pairs: Sequence[Pair]) -> list[Pair]:
+        """Pairs with the reference's log-probs; those that came from the cache have them already."""
+        if self.reference is None:
+            return list(pairs)
+        sums = self._score(pairs, lambda batch: self.reference.logprobs(batch, 1.0))
+        return [pair._replace(reference=known) for pair, known in zip(pairs, sums, strict=True)]
+
+    def _score(self, pairs: Sequence[Pair], score) -> torch.Tensor:
+        return score_pairs(score, pairs, self.spec.scope, self.recipe.optim.micro_batch, self.accelerator.device)
+
+    def _cached(self, pairs: list[Pair], name: str, progress: Progress) -> torch.Tensor:
+        share = -(-len(pairs) // self.accelerator.num_processes)
+        return cached_sums(
+            self.recipe, self.policy, pairs, self.accelerator, lambda done: progress(name, done, share, {})
+        )
