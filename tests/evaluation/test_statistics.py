@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elocute.evaluation import statistics as stats
-from elocute.evaluation.statistics import Estimate
+from elocute.evaluation.statistics import Estimate, jackknife
 
 
 def test_wilson_known_values():
@@ -164,3 +164,12 @@ def test_estimate_to_json():
     assert Estimate(None, 0, None).to_json() == {"value": None, "n": 0, "ci95": None}
     with pytest.raises(ValueError, match="finite"):
         Estimate(float("nan"), 3, (0.0, 1.0)).to_json()
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error():
+    values = [1.0, 2.0, 4.0, 9.0]
+    without = [np.mean(values[:i] + values[i + 1 :]) for i in range(4)]
+    half = 1.959963984540054 * np.std(values, ddof=1) / 2
+    assert jackknife(4.0, without) == (pytest.approx(4 - half), pytest.approx(4 + half))
+    assert jackknife(4.0, without, low=3.5, high=4.5) == (3.5, 4.5)
+    assert jackknife(4.0, without[:1]) == (4.0, 4.0)

@@ -26,10 +26,31 @@ def test_a_run_without_rollouts_has_fewer_charts():
 
 
 def test_unknown_metrics_get_a_chart_of_their_own():
-    columns = {f"dpo/{i}": [1.0] for i in range(10)} | {"dpo/gone": [None]}
+    columns = {f"new/{i}": [1.0] for i in range(10)} | {"new/gone": [None]}
     figures = curves(Metrics([1], columns, {}))
-    assert titles(figures) == ["Other: dpo", "Other: dpo"]  # as many as there are colours
+    assert titles(figures) == ["Other: new", "Other: new"]  # as many as there are colours
     assert "".join(figures).count("<li>") == 10
+
+
+def test_a_preference_run_has_its_own_charts():
+    """Held-out pairs are measured now and then, the first time before the first step."""
+    sides = [f"{side}_{modality}" for side in ("chosen", "rejected") for modality in ("text", "speech")]
+    pairs = [f"pairs/{name}" for name in ("kept", "equal", "small_gap", "unjudged", "no_tokens")]
+    names = ["dpo/accuracy", "dpo/margin", "dpo/chosen_reward", "dpo/rejected_reward", "loss/dpo", *pairs]
+    columns = {name: [None, 1.0, 2.0] for name in names + [f"logp/{side}" for side in sides]}
+    columns |= {"dev/accuracy": [0.5, None, 0.75], "dev/margin": [0.0, None, 3.0], "dev/best_step": [None, None, 2.0]}
+    figures = curves(Metrics([0, 1, 2], columns, {}))
+    assert titles(figures) == [
+        "Reward accuracy",
+        "Reward margin",
+        "Rewards of chosen and rejected",
+        "Log-probs of chosen and rejected",
+        "Loss: preference",
+        "Pairs",
+        "Best step so far",
+    ]
+    assert "dpo accuracy <b>2</b>" in figures[0] and "dev accuracy <b>0.75</b>" in figures[0]
+    assert "".join(figures).count("<li>") == len(columns)
 
 
 def test_seconds_no_stage_accounts_for_are_shown_as_rest():

@@ -128,3 +128,12 @@ def test_bad_input_leaves_no_page(small_run):
     with pytest.raises(InputError, match=re.escape(f"{small_run / 'metrics.jsonl'}, line 11: not valid JSON")):
         write_report(small_run)
     assert not (small_run / "report.html").exists()
+
+
+def test_a_page_says_which_step_the_model_is_of(small_run):
+    assert "best step by data.dev" not in write_report(small_run).read_text()
+    lines = [json.loads(line) for line in (small_run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["dev/best_step"] = 4 if line["step"] in (4, 8) else None
+    (small_run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "<dt>best step by data.dev</dt><dd>4</dd>" in write_report(small_run).read_text()

@@ -17,8 +17,8 @@ from elocute.errors import InputError
 from elocute.evaluation.listening import write_answers
 from elocute.evaluation.spoken_qa import answer_all, by_column, judge_all, summarise
 from elocute.evaluation.statistics import Estimate
-from elocute.models import InterleavedLM, load_speaker
-from elocute.models.interleaved import load_vocabulary
+from elocute.models import InterleavedLM, check_model, load_speaker
+from elocute.recipe import load_recipe
 from elocute.recipe.rewards import EarSpec, PocketSphinxSpec
 from elocute.rewards.build import build_ear
 from elocute.rewards.rule import right_answers
@@ -29,11 +29,11 @@ SOUNDS = 24
 """Answers whose WAVs are kept."""
 
 
-def read_eval_rows(path: Path, limit: int | None, ear: EarSpec) -> list[Example]:
+def read_eval_rows(path: Path, limit: int | None, ear: EarSpec, prompt_seconds: float | None = None) -> list[Example]:
     """The (first `limit`) rows of a file, checked for their right answers; so is the ear's vocabulary."""
     if isinstance(ear, PocketSphinxSpec):
         build_ear(ear).close()
-    rows = read_rows(path)[:limit]
+    rows = read_rows(path, prompt_seconds)[:limit]
     check_rows(rows, lambda row: right_answers(row, "answer"))
     return rows
 
@@ -74,7 +74,7 @@ def evaluate(
     write_answers(samples, name, rows, audio, sounds=SOUNDS)
     values = earlier | {
         "normalisation": "elocute.data.normalise: case, punctuation, numbers as words",
-        "ear": _describe(ear),
+        "ear": describe_ear(ear),
         "seed": seed,
         "temperature": sampling.temperature,
         "max_new_tokens": sampling.max_new_tokens,
@@ -91,7 +91,8 @@ def evaluate(
     return values
 
 
-def _describe(ear: EarSpec) -> str:
+def describe_ear(ear: EarSpec) -> str:
+    """Who listened, for people."""
     if isinstance(ear, PocketSphinxSpec):
         return f"PocketSphinx, bundled en-us model, {'closed' if ear.vocabulary else 'open'} vocabulary"
     return f"transformers: {ear.path}"
@@ -105,14 +106,26 @@ def check_evaluation(
     target: Path, data: Path, out: Path, *, rows: int | None, ear: EarSpec
 ) -> tuple[Path, list[Example]]:
     """What `elocute eval` needs, before a model is loaded: (model folder of a model or run, rows)."""
+    model = check_target(target, out, ear)
+    return model, read_eval_rows(data, rows, ear)
+
+
+def check_target(target: Path, out: Path, ear: EarSpec | None = None) -> Path:
+    """The folder of the model to evaluate: a model's own, a run's, or the one that a recipe file starts from.
+
+    InputError unless `out` is free and the model loads but for its weights; nor may `ear` have been the run's reward.
+    """
     recipe = target / "recipe.yaml"
-    model = target / "model" if recipe.exists() else target
-    if recipe.exists():
+    if target.is_file():
+        model = load_recipe(target).model
+    else:
+        model = target / "model" if recipe.exists() else target
+    if recipe.exists() and ear is not None:
         _check_ear(recipe, ear)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"-o {out}: expected a new folder or an empty one")
-    load_vocabulary(model)
-    return model, read_eval_rows(data, rows, ear)
+    check_model(model)
+    return model
 
 
 def _check_ear(recipe: Path, ear: EarSpec) -> None:
@@ -122,7 +135,11 @@ def _check_ear(recipe: Path, ear: EarSpec) -> None:
     for reward in rewards:
         listens = reward.get("ear") or {}
         decides = reward.get("weight", 1) > 0 or reward["name"] in gating
-        if decides and listens.get("kind") == ear.kind and listens.get("path") == (str(ear.path) if hasattr(ear, "path") else None):
+        if (
+            decides
+            and listens.get("kind") == ear.kind
+            and listens.get("path") == (str(ear.path) if hasattr(ear, "path") else None)
+        ):
             raise InputError(f"{recipe}: reward {reward['name']!r} is this recogniser; choose another with --ear")
 
 

@@ -42,6 +42,6 @@ def write_answers(folder: Path, name: str, rows: Sequence[Row], audio: EncodedAu
 
 def _write_question(path: Path, ref: AudioRef, audio: EncodedAudio) -> None:
     if ref.key is None:
-        save_wav(path, *load_audio(ref.path))
+        save_wav(path, *load_audio(ref.path, seconds=ref.seconds))
     else:  # only its units are at hand: what is heard is what the model heard
         save_wav(path, audio.codec.decode(audio.units(ref)), audio.codec.sample_rate)

@@ -1,8 +1,9 @@
 """Intervals and tests for what elocute measures, all at 95 % and two-sided.
 
 Which one: a share of items → `wilson`; a mean over items → `bootstrap_mean`; corpus WER (all errors over all words)
-→ `bootstrap_ratio`; a mean over a few seeds → `mean_t_interval`; two systems on the same items → `mcnemar_exact` for
-right/wrong and `paired_permutation` for any number. Everything random takes its seed, so a result can be repeated.
+→ `bootstrap_ratio`; a statistic that copies of an item would change → `jackknife`; a mean over a few seeds →
+`mean_t_interval`; two systems on the same items → `mcnemar_exact` for right/wrong and `paired_permutation` for any
+number. Everything random takes its seed, so a result can be repeated.
 """
 
 import math
@@ -66,6 +67,21 @@ def bootstrap_ratio(errors: Sequence[float], words: Sequence[float], seed: int) 
 
     low, high = _percentiles(len(top), seed, ratio)
     return float(top.sum() / bottom.sum()), low, high
+
+
+def jackknife(
+    value: float, without: Sequence[float], *, low: float = -math.inf, high: float = math.inf
+) -> tuple[float, float]:
+    """(low, high) of a statistic within bounds, from its `value` and its values `without` each of n items (Tukey 1958).
+
+    With less than two items nothing is known about its spread: (value, value).
+    """
+    n = len(without)
+    if n < 2:
+        return value, value
+    data = _numbers(without)
+    half = Z95 * math.sqrt((n - 1) / n * float(((data - data.mean()) ** 2).sum()))
+    return max(low, value - half), min(high, value + half)
 
 
 def mean_t_interval(values: Sequence[float]) -> tuple[float, float]:

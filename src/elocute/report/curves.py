@@ -16,6 +16,31 @@ REWARD: Chart = (
     "Mean over the step's scored answers, band ± one standard deviation.",
     ("reward/mean", "reward/max"),
 )
+PREFERENCE: Sequence[Chart] = (
+    (
+        "Reward accuracy",
+        "Share of pairs whose chosen answer has the higher reward β·log(π/π_ref); ½ is chance. dev: held-out pairs.",
+        ("dpo/accuracy", "dev/accuracy"),
+    ),
+    ("Reward margin", "Reward of the chosen answer less that of the rejected one.", ("dpo/margin", "dev/margin")),
+    (
+        "Rewards of chosen and rejected",
+        "β·log(π/π_ref) of an answer: above 0 it became likelier than before training.",
+        ("dpo/chosen_reward", "dpo/rejected_reward"),
+    ),
+    (
+        "Log-probs of chosen and rejected",
+        "Summed over an answer's tokens in scope, without weights.",
+        ("logp/chosen_text", "logp/rejected_text", "logp/chosen_speech", "logp/rejected_speech"),
+    ),
+    ("Loss: preference", "Mean over the step's pairs.", ("loss/dpo",)),
+)
+PAIRS: Chart = (
+    "Pairs",
+    "Prompts a step: with a pair, or without one, by reason.",
+    ("pairs/kept", "pairs/equal", "pairs/small_gap", "pairs/unjudged", "pairs/no_tokens"),
+)
+BEST: Chart = ("Best step so far", "By the held-out pairs; the last one is in model/.", ("dev/best_step",))
 LINES: Sequence[Chart] = (
     ("Mixing λ", "The policy gradient's share of the loss: smoothed (used) and raw.", ("lambda", "lambda/raw")),
     (
@@ -65,7 +90,7 @@ def curves(metrics: Metrics) -> list[str]:
     def draw(chart: Chart, make=line_chart) -> list[str]:
         title, note, names = chart
         used.update(names)
-        series = [_series(metrics, name) for name in names if metrics.has(name)]
+        series = [_series(metrics, name, names) for name in names if metrics.has(name)]
         note = f"{note} Each point is the mean of {each} steps.".strip() if each > 1 else note
         return [make(title, metrics.steps, series, note)] if series else []
 
@@ -73,6 +98,9 @@ def curves(metrics: Metrics) -> list[str]:
     parts = [name for name in sorted(metrics.columns) if name.startswith("reward/") and name not in used]
     for page in _pages(parts):
         shown += draw(("Rewards by name", "Mean of each reward, on its own scale.", page))
+    for chart in PREFERENCE:
+        shown += draw(chart)
+    shown += draw(PAIRS, stacked_chart) + draw(BEST)
     for chart in LINES[:4]:
         shown += draw(chart)
     shown += draw(OUTCOMES, stacked_chart)
@@ -98,9 +126,12 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(there) / len(there) if there else None
 
 
-def _series(metrics: Metrics, name: str) -> Series:
+def _series(metrics: Metrics, name: str, beside: Sequence[str]) -> Series:
+    """A metric's line, called by its last name unless another one of the chart has the same."""
     spread = metrics.columns.get("reward/std") if name == "reward/mean" else None
-    return Series(name.partition("/")[2] or name, metrics.columns[name], spread)
+    first, _, last = name.partition("/")
+    alone = sum(other.partition("/")[2] == last for other in beside) == 1
+    return Series(last if last and alone else f"{first} {last}".strip(), metrics.columns[name], spread)
 
 
 def _pages(names: Sequence[str]) -> list[Sequence[str]]:

@@ -61,6 +61,7 @@ def _facts(run: Run) -> str:
         "started": run.environment.get("started"),
         "device": run.environment.get("device"),
         "steps": f"{metrics.steps[-1]} of {recipe.get('steps', '?')}",
+        "best step by data.dev": next((s for s in reversed(metrics.columns.get("dev/best_step", ())) if s), None),
         "seed": recipe.get("seed"),
         "training time": _duration(sum(value or 0 for value in metrics.columns.get("seconds/total", ()))),
     }
