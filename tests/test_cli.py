@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from elocute.cli import _resume_command
+from tests.training.preferences import preference_rows, write_rows
 
 RECIPE = "recipes/starter/wavalign.yaml"
 HELD_OUT = "starter/data/heldout.jsonl"
@@ -110,8 +111,19 @@ def test_an_evaluation_from_the_command_line(model, tmp_path):
     assert again.returncode == 2 and "expected a new folder or an empty one" in again.stderr
 
 
-def test_a_killed_run_resumes_to_the_same_bytes_and_a_report(model, tmp_path):
-    words = ["train", RECIPE, f"model={model}", "steps=6", "checkpoint.every=1", *SMALL]
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory) -> dict[str, list[str]]:
+    """A recipe of each kind of objective, with what it is changed to."""
+    folder = tmp_path_factory.mktemp("preferences")
+    train, dev = (write_rows(folder / f"{n}.jsonl", preference_rows(5, first=n)) for n in (0, 300))
+    dpo = ["rewards=[]", "objective.min_gap=0", "objective.mode=offline", "objective.reference=cached"]
+    dpo += [f"data.train={train}", f"data.dev={dev}", f"objective.reference_cache={folder}"]
+    return {"hybrid": [RECIPE], "dpo": ["recipes/starter/dpo.yaml", *dpo]}
+
+
+@pytest.mark.parametrize("kind", ["hybrid", "dpo"])
+def test_a_killed_run_resumes_to_the_same_bytes_and_a_report(model, tmp_path, kinds, kind):
+    words = ["train", *kinds[kind], f"model={model}", "steps=6", "checkpoint.every=1", *SMALL]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = subprocess.Popen(
         [sys.executable, "-m", "elocute.cli", *words, f"run_dir={killed}"], stderr=subprocess.DEVNULL

@@ -14,7 +14,7 @@ SOURCE = Path(elocute.__file__).parent
 # Top down. A part may import from lower floors and from itself, not from its neighbours on the same floor.
 FLOORS = [
     {"cli", "__main__"},
-    {"chat"},
+    {"chat", "cli_pairs", "cli_rounds"},
     {"pipelines", "report"},
     {"training"},
     {"evaluation"},

@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -39,19 +40,19 @@ class RunProgress:
     def __call__(self, stage: str, done: int, of: int, values: dict) -> None:
         if self.quiet:
             return
-        note = _note(values)
+        now = time.perf_counter()
+        since, first = self.started.setdefault(stage, (now, done))
+        rate = (done - first) / (now - since) if done > first else 0.0
+        note = f"{rate:.2f}/s  {_note(values)}".rstrip() if rate else _note(values)
         if self.live:
             if stage not in self.tasks:
                 self.tasks[stage] = self.bars.add_task(stage, total=of, note="")
             self.bars.update(self.tasks[stage], completed=done, note=note)
             return
-        now = time.perf_counter()
-        since, first = self.started.setdefault(stage, (now, done))
         if done == of or now - self.printed.get(stage, -math.inf) >= SECONDS_BETWEEN_LINES:
             self.printed[stage] = now
-            seconds = now - since
-            rate = f"{(done - first) / seconds:.2f}/s" if done > first else ""
-            print(f"{stage} {done}/{of} {rate} {note}".rstrip(), file=sys.stderr, flush=True)
+            left = f"  ETA {timedelta(seconds=round((of - done) / rate))}" if rate and done < of else ""
+            print(f"{stage} {done}/{of} {note}{left}".rstrip(), file=sys.stderr, flush=True)
 
 
 def _note(values: dict) -> str:
@@ -60,9 +61,13 @@ def _note(values: dict) -> str:
         ("reward/mean", "reward", "{:.2f}"),
         ("lambda", "λ", "{:.2f}"),
         ("loss/sft", "sft", "{:.3f}"),
+        ("dpo/accuracy", "accuracy", "{:.2f}"),
+        ("dpo/margin", "margin", "{:.3f}"),
         ("outcomes/invalid", "invalid", "{:.0f}"),
         ("outcomes/unavailable", "unavailable", "{:.0f}"),
         ("seconds/total", "", "{:.1f} s/step"),
+        ("tokens_per_s", "", "{:.0f} tokens/s"),
+        ("answers_per_s", "", "{:.2f} answers/s"),
     ):
         if values.get(key) is not None:
             shown.append(f"{label} {form.format(values[key])}".strip())

@@ -1,0 +1,159 @@
+"""One row of candidates → its pair rows, in the schema of data/rows.py."""
+
+import os
+import re
+from collections import Counter
+from copy import copy
+
+import msgspec
+from msgspec import Raw
+
+from elocute.errors import InputError
+from elocute.pipelines.pairs.options import PairOptions
+from elocute.pipelines.pairs.rows import AUDIO_MARK, BadRow, Candidate, Row
+from elocute.pipelines.pairs.rules import NoPair, Pair, Ranked, Rule, rank
+
+_UNITS = re.compile(rb"\[[\s\d,]*\]|null")
+WEIGHT_LATER = Raw(b" " * 11)
+"""Room for a weight at the end of a line: six significant digits and what goes with them."""
+
+UNUSABLE_AUDIO = "with unusable audio"
+
+
+class RowPairs:
+    """Chooses the pairs of a row and writes them into it. Paths lead from where the pairs are written."""
+
+    def __init__(self, options: PairOptions):
+        self.weights = options.rubric_weights
+        self.rule = Rule(options)
+        self.from_target = options.chosen_source == "sft_target"
+        self.chosen_kind = "target" if self.from_target else "generated"
+        self.most = options.pairs_per_prompt
+        self.lead = {kind: _lead(options, kind) for kind in ("prompt", "generated", "target")}
+        self.source = Raw(msgspec.json.encode(os.path.basename(options.input)))
+        self.audio = _AudioCheck(options) if options.validate_audio else None
+
+    def __call__(self, row: Row, tally: Counter[str]) -> tuple[list[Pair], list[Row]]:
+        """The row's pairs, widest first, and a pair row for each. Candidates are counted in `tally`.
+
+        Raises BadRow when the row is malformed, NoPair when it gives none.
+        """
+        target = self._take_answer(row)
+        if row.output is None:
+            raise BadRow("output: expected an object of candidates, got none")
+        ranked = rank(row.output, self.weights, tally)
+        pairs = self._heard(row, ranked, target, tally) if self.audio else self._choose(row, ranked, target)
+        if self.most == 1:
+            return pairs, [self._filled(row, pairs[0])]
+        return pairs, [self._filled(copy(row), pair) for pair in pairs]
+
+    def _take_answer(self, row: Row) -> Candidate:
+        """Take a closing assistant's turn off the prompt: the supervised target. Checks the prompt as rows.py does."""
+        messages, audios = row.messages or [], row.audios or []
+        marks = 0
+        for message in messages:
+            marks += message.content.count(AUDIO_MARK)
+        if marks != len(audios):
+            raise BadRow(f"audios: expected {marks} paths, one for each {AUDIO_MARK} in messages, got {len(audios)}")
+        if "" in audios:
+            raise BadRow(f'audios[{audios.index("")}]: expected a path, got ""')
+        text = audio = None
+        if messages and messages[-1].role == "assistant":
+            content = messages.pop().content
+            if content.count(AUDIO_MARK) > 1:
+                raise BadRow(f"messages: expected at most one {AUDIO_MARK} in the answer")
+            audio = audios.pop() if AUDIO_MARK in content else None
+            text = content.replace(AUDIO_MARK, "").strip() if audio else content
+        if not messages or messages[-1].role != "user":
+            raise BadRow("messages: expected a user's turn before the answer, got none")
+        return Candidate(row.sft_target_text or text, row.sft_target_audio or audio, row.sft_target_units)
+
+    def _choose(self, row: Row, ranked: list[Ranked], target: Candidate) -> list[Pair]:
+        if self.from_target:
+            return self.rule.against_target(target, row.chosen_score, ranked)
+        return self.rule.pairs(ranked)
+
+    def _heard(self, row: Row, ranked: list[Ranked], target: Candidate, tally: Counter[str]) -> list[Pair]:
+        """The pairs to choose when answers without usable audio are left out, one by one as they come up."""
+        if any(self.audio.problem("prompt", path) for path in row.audios or ()):
+            raise NoPair("prompt with unusable audio")
+        if self.from_target and self.audio.problem("target", target.audio):
+            raise NoPair("supervised target with unusable audio")
+        while True:
+            pairs = self._choose(row, ranked, target)
+            answers = {(pair.chosen_key, pair.chosen.audio) for pair in pairs}
+            answers |= {(pair.rejected_key, pair.rejected.audio) for pair in pairs}
+            unusable = {key for key, path in answers if key in row.output and self.audio.problem("generated", path)}
+            if not unusable:
+                return pairs
+            tally[UNUSABLE_AUDIO] += len(unusable)
+            ranked = [one for one in ranked if one[4] not in unusable]
+
+    def _filled(self, row: Row, pair: Pair) -> Row:
+        chosen, rejected, lead = pair.chosen, pair.rejected, self.lead
+        if lead["prompt"] and row.audios:
+            row.audios = [_moved(path, lead["prompt"]) for path in row.audios]
+        row.sft_target_text = chosen.text or None
+        row.sft_target_audio = chosen.audio and _moved(chosen.audio, lead[self.chosen_kind])
+        row.sft_target_units = chosen.units and _checked_units(chosen.units, pair.chosen_key)
+        row.rejected_text = rejected.text or None
+        row.rejected_audio = rejected.audio and _moved(rejected.audio, lead["generated"])
+        row.rejected_units = rejected.units and _checked_units(rejected.units, pair.rejected_key)
+        row.chosen_score, row.rejected_score = pair.chosen_score, pair.rejected_score
+        row.score_gap = pair.gap if pair.gap == pair.gap else None
+        row.chosen_key, row.rejected_key = pair.chosen_key, pair.rejected_key
+        row.source_dataset = row.source_dataset or self.source
+        row.weight, row.output = WEIGHT_LATER, None
+        if self.most > 1 and row.id not in (None, ""):
+            row.id = f"{row.id}:{pair.chosen_key}-{pair.rejected_key}"
+        return row
+
+
+def _lead(options: PairOptions, kind: str) -> str:
+    """What leads from the output's folder to the root of relative paths: "", or a path that ends with a slash."""
+    folder = os.path.realpath(os.path.dirname(options.output) or ".")
+    way = os.path.relpath(os.path.realpath(options.root(kind)), folder)
+    return "" if way == "." else f"{way}/"
+
+
+def _moved(path: str, lead: str) -> str:
+    return path if not lead or path[0] == "/" else lead + path
+
+
+def _checked_units(units: Raw, key: str) -> Raw | None:
+    raw = bytes(units)
+    if not _UNITS.fullmatch(raw):
+        raise BadRow(f"output.{key}.output-units: expected a list of integers, at least 0")
+    return units if raw.strip(b"[] \t\r\n") not in (b"", b"null") else None
+
+
+class _AudioCheck:
+    """Whether audio can be read and heard: what training would refuse is found here."""
+
+    def __init__(self, options: PairOptions):
+        from elocute.data.audio import load_audio
+        from elocute.data.units import UnitStore
+
+        self._load, self._open = load_audio, UnitStore
+        self._roots = {kind: options.root(kind) for kind in ("prompt", "generated", "target")}
+        self._keys: dict[str, frozenset[str]] = {}
+
+    def problem(self, kind: str, path: str | None) -> str | None:
+        """Why this audio cannot be used; None if it can, and for no audio."""
+        if not path:
+            return None
+        place = os.path.join(self._roots[kind], path)
+        name, is_store, key = place.partition(".safetensors#")
+        try:
+            if not is_store:
+                self._load(place)
+            elif key not in self._store(f"{name}.safetensors"):
+                return f"{name}.safetensors holds no encoded audio called {key!r}"
+        except InputError as error:
+            return str(error)
+        return None
+
+    def _store(self, path: str) -> frozenset[str]:
+        if path not in self._keys:
+            self._keys[path] = self._open(path).keys()
+        return self._keys[path]

@@ -1,0 +1,192 @@
+"""Candidate rows in and pair rows out, a block at a time: decoded once, and only as far as pairs need it.
+
+Fields that pairs do not touch are never taken apart: they pass through as the bytes they are. So that this works in
+one go, a decoder knows the names of all fields it has met, and learns a new one when it comes.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Raw
+
+from elocute.errors import InputError
+
+AUDIO_MARK = "<|audio|>"
+MOST_FIELDS = 1000
+_NAMES = {"object": "an object", "array": "a list", "str": "a string", "bool": "true or false", "null": "null"}
+
+
+class BadRow(Exception):
+    """What is wrong with a row: `field: what was expected`."""
+
+
+class Scores(msgspec.Struct, gc=False):
+    """What the judges said."""
+
+    semantic_score: float | None = None
+    paralinguistic_score: float | None = None
+
+
+class Measures(msgspec.Struct, gc=False):
+    """What was measured without a judge."""
+
+    auto_bleu: float | None = None
+
+
+class Candidate(
+    msgspec.Struct, gc=False, rename={"text": "output-text", "audio": "output-audio", "units": "output-units"}
+):
+    """One answer. `units`: a JSON list as bytes; `seconds` of speech; `broken`: why it is no proper answer."""
+
+    text: str | None = None
+    audio: str | None = None
+    units: Raw = None
+    gemini_score: Scores | None = None
+    score: float | None = None
+    measures: Measures | None = None
+    broken: str | None = None
+    seconds: float | None = None
+
+
+class Message(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    """One turn."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+# `null` and "" mean that a field is missing. What is only written here may be anything on its way in.
+_FIRST = [
+    ("id", str | int | None, None),
+    ("messages", list[Message] | Literal[""] | None, None),
+    ("audios", list[str] | Literal[""] | None, None),
+    ("sft_target_text", str | None, None),
+    ("sft_target_audio", str | None, None),
+    ("sft_target_units", Raw, None),
+    ("rejected_text", Raw, None),
+    ("rejected_audio", Raw, None),
+    ("rejected_units", Raw, None),
+]
+_LAST = [
+    ("source_dataset", Raw, None),
+    ("chosen_score", float | None, None),
+    ("rejected_score", Raw, None),
+    ("score_gap", Raw, None),
+    ("chosen_key", Raw, None),
+    ("rejected_key", Raw, None),
+    ("weight", Raw, None),
+    ("output", dict[str, Candidate] | None, None),
+]
+_KNOWN = {name for name, _, _ in _FIRST + _LAST}
+
+Row = Any
+"""A struct with the fields named above and one for each other field of the file; what is None is not written."""
+
+
+class RowCodec:
+    """Decodes blocks of candidate rows, JSON lines or elements of a JSON array, and encodes rows to JSON lines."""
+
+    def __init__(self, array: bool):
+        self.array = array
+        self.others: frozenset[str] = frozenset()
+        self._encoder = msgspec.json.Encoder()
+        self._learn(())
+
+    def decode(self, block: bytes) -> list[Row]:
+        """All rows of a block. Raises msgspec.DecodeError or UnicodeDecodeError when one of them is malformed."""
+        if not block.isascii():
+            block.decode()  # what passes through is looked at nowhere else
+        if self.array:
+            block = b"[%b]" % block
+        try:
+            if self.array and b"\n" in block:
+                block = msgspec.json.format(block, indent=-1)  # what passes through stands in one line then
+            return self._rows(block)
+        except msgspec.ValidationError:
+            if not self._learn(self._names(block)):
+                raise
+            return self._rows(block)
+
+    def encode(self, rows: Iterable[Row]) -> bytes:
+        return self._encoder.encode_lines(rows)
+
+    def encode_one(self, row: Row) -> bytes:
+        return self._encoder.encode(row)
+
+    def problem(self, raw: bytes) -> str | None:
+        """What is wrong with one row, for people; None if nothing is. Slow: only for blocks that do not decode."""
+        try:
+            json.loads(raw.rstrip(b"\r\n").decode(), parse_constant=_no_constant)
+            self.decode(raw)
+        except UnicodeDecodeError as error:
+            return f"row: expected UTF-8 text: byte {error.start + 1} is not"
+        except json.JSONDecodeError as error:
+            return f"row: expected JSON: {error.msg} at column {error.colno}"
+        except msgspec.ValidationError as error:
+            return self._validation(str(error), raw)
+        except msgspec.DecodeError:  # it is JSON, but for what Python's reader lets pass
+            return "row: expected Unicode text, got half of a surrogate pair"
+        except (ValueError, RecursionError) as error:
+            return f"row: expected JSON: {error}"
+        return None
+
+    def _rows(self, block: bytes) -> list[Row]:
+        return self._decoder.decode(block) if self.array else self._decoder.decode_lines(block)
+
+    def _names(self, block: bytes) -> set[str]:
+        decoder = msgspec.json.Decoder(list[dict[str, Raw]] if self.array else dict[str, Raw])
+        rows = decoder.decode(block) if self.array else decoder.decode_lines(block)
+        return {name for row in rows for name in row}
+
+    def _learn(self, names: Iterable[str]) -> bool:
+        """Know these fields too; whether one of them was new."""
+        others = (self.others | set(names)) - _KNOWN
+        if others == self.others and hasattr(self, "_decoder"):
+            return False
+        if len(others) > MOST_FIELDS:
+            raise InputError(f"expected at most {MOST_FIELDS} different fields in all rows, got {len(others)}")
+        self.others = frozenset(others)
+        # In order: what a decoder learnt first must not show in what it writes.
+        between = {f"other{i}": name for i, name in enumerate(sorted(others))}
+        fields = [*_FIRST, *((field, Raw, None) for field in between), *_LAST]
+        row = msgspec.defstruct("Row", fields, rename=between, forbid_unknown_fields=True, omit_defaults=True, gc=False)
+        self._decoder = msgspec.json.Decoder(list[row] if self.array else row)
+        return True
+
+    def _validation(self, said: str, raw: bytes) -> str:
+        """Expected `float`, got `str` - at `$.output[...].score` → output.3.score: expected a number, got a string."""
+        what, place = re.fullmatch(r"(.*?)(?: - at `(?:key in )?\$(?:\[0\])?\.?(.*)`)?", said).groups()
+        if "[...]" in (place := place or "row"):
+            place = place.replace("[...]", f".{self._bad_candidate(raw)}")
+        if types := re.fullmatch(r"Expected `(.*)`, got `(.*)`", what):
+            return f"{place}: expected {_in_words(types[1])}, got {_in_words(types[2])}"
+        if value := re.fullmatch(r"Invalid enum value '(.*)'", what):
+            expected = "system, user or assistant" if place.endswith(".role") else "a list"
+            return f"{place}: expected {expected}, got {json.dumps(value[1], ensure_ascii=False)}"
+        return f"{place}: {what[0].lower()}{what[1:]}"
+
+    def _bad_candidate(self, raw: bytes) -> str:
+        for key, candidate in json.loads(raw)["output"].items():
+            try:
+                msgspec.convert(candidate, _Checked)
+            except msgspec.ValidationError:
+                return key
+        return "…"
+
+
+class _Checked(Candidate):
+    """A candidate of plain Python objects: there, units are no bytes."""
+
+    units: Any = None
+
+
+def _in_words(types: str) -> str:
+    words = {_NAMES.get(name, "a number" if name in ("int", "float") else name): 0 for name in types.split(" | ")}
+    return " or ".join(words)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")

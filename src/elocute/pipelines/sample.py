@@ -1,0 +1,191 @@
+"""`elocute sample`: n answers to each prompt, as candidates (candidates.py) and WAVs.
+
+Answers are made and written a batch of `rollout.prompts_per_step` prompts at a time. A seed is a function of (run seed,
+prompt id, sample), and WAVs are written before the line that names them: a folder that was killed and resumed holds
+what it would have held.
+"""
+
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from elocute.data.audio import save_wav
+from elocute.data.cache import EncodedAudio
+from elocute.data.digest import digest_file, digest_folder
+from elocute.data.files import is_unfinished
+from elocute.data.rows import check_rows, each_row
+from elocute.data.types import Example
+from elocute.errors import InputError
+from elocute.models import SpeechLM, check_model, load_model
+from elocute.models.speech_lm import read_settings
+from elocute.pipelines.candidates import Fields, Row, audio_name, moved, portions
+from elocute.pipelines.journal import Journal
+from elocute.pipelines.tally import SampledTally
+from elocute.recipe import Recipe
+from elocute.rollout import Rollout, Sampling, sample_groups, seed_of
+
+Progress = Callable[[str, int, int, dict], None]
+"""Called with (stage, done, of, values)."""
+
+
+class CandidateSampler:
+    """Samples `n` answers (default: the recipe's group size) to each prompt in `data` into the folder `out`.
+
+    shard "I/N": only the I-th of N equal shares of the rows.
+    """
+
+    def __init__(self, recipe: Recipe, data: Path, out: Path, *, n: int | None = None, shard: str = "1/1"):
+        self.recipe, self.data, self.out, self.shard = recipe, data, out, shard
+        self.n = n or recipe.rollout.group_size
+
+    def check(self, *, resume: bool) -> int:
+        """The number of prompts to answer. InputError for bad rows, and for a folder that is not free."""
+        rows = 0
+
+        def check(row: Row) -> None:
+            nonlocal rows
+            rows += 1
+            if "output" in row[0]:
+                raise InputError(f"{row[1].where}: output: the row has candidates already")
+
+        check_rows(each_row(self.data, self.recipe.data.prompt_seconds), check)
+        check_model(self.recipe.model)
+        self.first, self.end = _share(self.shard, rows)
+        self.journal = Journal(self.out / "candidates.jsonl", self._origin())
+        self.going_on = self.journal.check(resume=resume)
+        if not self.going_on and (foreign := _foreign(self.out, self.journal.path)):
+            raise InputError(f"-o {self.out}: expected a new folder or an empty one, it holds {foreign}")
+        return self.end - self.first
+
+    def run(self, *, resume: bool = False, progress: Progress = lambda *_: None) -> dict[str, Any]:
+        """Do the whole work, or what is left of it; returns the summary."""
+        count = self.check(resume=resume)
+        lm, sampling, tally = self._load(), self._sampling(), SampledTally()
+        audio = EncodedAudio(lm.codec, self.recipe.data.cache)
+        if not self.going_on:  # every bad prompt is named before the first one is answered
+            read = _watched(self._rows(0), lambda done: progress("read prompts", done, count, {}))
+            check_rows(read, lambda row: self._encode(lm, audio, row))
+        batch = self.recipe.rollout.prompts_per_step
+        with self.journal.writing(tally.add, whole=batch, end=count) as writer:
+            (self.out / "audio").mkdir(exist_ok=True)
+            _remove_unfinished(self.out)
+            started, tokens, before = time.perf_counter(), 0, writer.lines
+            progress("prompts", before, count, {})
+            for rows in portions(self._rows(before), lambda row: 1, batch, most=batch):
+                groups = self._answer(lm, audio, [example for _, example in rows], sampling)
+                lines = [self._line(lm, row, group) for row, group in zip(rows, groups, strict=True)]
+                writer.append(lines)
+                for line in lines:
+                    tally.add(line)
+                tokens += sum(len(rollout.tokens) for group in groups for rollout in group)
+                rate = tokens / (time.perf_counter() - started)
+                progress("prompts", writer.lines, count, {"tokens_per_s": rate})
+            seconds = time.perf_counter() - started
+        return {"candidates": str(self.journal.path)} | tally.summary() | {
+            "prompts_per_s": (count - before) / seconds,
+            "tokens_per_s": tokens / seconds,
+        }  # fmt: skip
+
+    def _rows(self, done: int) -> Iterator[Row]:
+        return islice(each_row(self.data, self.recipe.data.prompt_seconds), self.first + done, self.end)
+
+    def _origin(self) -> dict[str, Any]:
+        recipe, codec = self.recipe, read_settings(self.recipe.model)["codec"]
+        rollout = recipe.rollout.model_dump(mode="json", exclude={"group_size", "importance_cap"})
+        return {
+            "made_by": "elocute sample",
+            "data": digest_file(self.data),
+            "model": digest_folder(recipe.model),
+            "codec": digest_folder((recipe.model / codec).resolve()),
+            "seed": recipe.seed,
+            "n": self.n,
+            "rollout": rollout,
+            "dtype": recipe.dtype,
+            "prompt_seconds": recipe.data.prompt_seconds,
+            "shard": self.shard,
+        }
+
+    def _load(self) -> SpeechLM:
+        lm = load_model(self.recipe.model, dtype=getattr(torch, self.recipe.dtype))
+        if torch.cuda.is_available():
+            lm.model.to("cuda")
+        return lm
+
+    def _sampling(self) -> Sampling:
+        rollout = self.recipe.rollout
+        return Sampling(rollout.max_new_tokens, rollout.temperature, rollout.top_k, rollout.top_p)
+
+    def _encode(self, lm: SpeechLM, audio: EncodedAudio, row: Row) -> None:
+        fields, example = row
+        theirs, ours = fields.get("units_codec") or lm.codec.digest, lm.codec.digest
+        if theirs != ours:
+            raise InputError(
+                f"{example.where}: units_codec: the row's units are of codec {theirs}, the model's is {ours}"
+            )
+        lm.encode_prompt(example, audio)
+        audio.forget()
+
+    def _answer(self, lm, audio: EncodedAudio, examples: Sequence[Example], sampling: Sampling) -> list[list[Rollout]]:
+        prompts = [lm.encode_prompt(example, audio) for example in examples]
+        audio.forget()
+        seeds = [[seed_of(self.recipe.seed, "sample", e.id, number) for number in range(self.n)] for e in examples]
+        return sample_groups(lm, prompts, seeds, sampling)
+
+    def _line(self, lm: SpeechLM, row: Row, group: Sequence[Rollout]) -> Fields:
+        fields, example = row
+        output = {str(k): self._candidate(lm, example.id, k, rollout) for k, rollout in enumerate(group)}
+        named = {"id": example.id, "units_codec": lm.codec.digest, "output": output}
+        return moved(fields, self.data.parent, self.out) | named
+
+    def _candidate(self, lm: SpeechLM, example_id: str, number: int, rollout: Rollout) -> Fields:
+        utterance = lm.decode(rollout.tokens.ids)
+        broken, audio = utterance.broken, None
+        if not np.isfinite(utterance.waveform).all():
+            broken = broken or "the audio has values that are not finite"
+        elif len(utterance.waveform):
+            audio = audio_name(example_id, number)
+            save_wav(self.out / audio, utterance.waveform, utterance.sample_rate)
+        return {
+            "output-text": utterance.text,
+            "output-audio": audio,
+            "output-units": lm.layout.read(rollout.tokens.ids).units,
+            "seed": rollout.seed,
+            "broken": broken,
+            "seconds": utterance.seconds,
+        }
+
+
+def _share(shard: str, rows: int) -> tuple[int, int]:
+    """Where a share of the rows begins and ends."""
+    match = re.fullmatch(r"(\d+)/(\d+)", shard)
+    index, of = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= index <= of:
+        raise InputError(f"--shard {shard}: expected I/N with 1 ≤ I ≤ N, for example 2/8")
+    return rows * (index - 1) // of, rows * index // of
+
+
+def _watched(rows: Iterator[Row], seen: Callable[[int], None]) -> Iterator[Row]:
+    for done, row in enumerate(rows, start=1):
+        yield row
+        seen(done)
+
+
+def _foreign(folder: Path, candidates: Path) -> str | None:
+    """The name of something in the folder that no killed `sample` left there."""
+    if not folder.exists():
+        return None
+    if not folder.is_dir():
+        return "a file"
+    return next((p.name for p in sorted(folder.iterdir()) if p != candidates and not is_unfinished(p)), None)
+
+
+def _remove_unfinished(out: Path) -> None:
+    for folder in (out, out / "audio"):
+        for path in filter(is_unfinished, folder.iterdir()):
+            path.unlink()
