@@ -215,6 +215,8 @@ def test_a_worker_that_dies_is_said_and_its_work_done_again(tmp_path):
     with pytest.raises(RunError, match="a worker process ended early"):
         build_pairs(options(tmp_path), progress=kill, part_bytes=2000, workers=2)
     assert build_pairs(options(tmp_path), part_bytes=2000, workers=2)["rows"]["read"] == 300
+    (tmp_path / "whole").mkdir()
+    assert (tmp_path / "pairs.jsonl").read_bytes() == built(tmp_path / "whole", as_lines(some_rows(300)))
 
 
 def test_a_place_that_cannot_be_written_is_said(tmp_path):
