@@ -16,7 +16,8 @@ import torch
 from torch.nn.functional import cross_entropy, mse_loss
 
 from elocute.speech.codec import BLOCK_UNITS, ENERGY_BINS, StarterCodec
-from elocute.speech.starter_units import LONGEST, Prosody, Shape, StarterUnits, without_repeats
+from elocute.speech.repeats import without_repeats
+from elocute.speech.starter_units import LONGEST, Prosody, Shape, StarterUnits
 from starter.codec_corpus import held_out_lines, spoken
 from starter.measure_codec import Listener, compare_pitch, words
 from starter.sentences import sentences

@@ -16,7 +16,8 @@ from elocute.data.audio import resample, save_wav
 from elocute.data.cache import EncodedAudio
 from elocute.data.types import AudioRef
 from elocute.errors import InputError
-from elocute.speech.hubert import HubertUnits, Reading, merge_repeats
+from elocute.speech.hubert import HubertUnits, Reading
+from elocute.speech.repeats import merge_repeats
 from elocute.speech.unit_codec import UnitCodec
 from tests.speech import unit_models
 from tests.speech.unit_models import speech

@@ -130,7 +130,10 @@ def check_target(target: Path, out: Path, ear: EarSpec | None = None) -> Path:
 
 def _check_ear(recipe: Path, ear: EarSpec) -> None:
     """InputError when `ear` was a reward of the run: a recogniser that was trained against cannot judge."""
-    rewards = (yaml.safe_load(recipe.read_text()) or {}).get("rewards", [])
+    said = yaml.safe_load(recipe.read_text()) or {}
+    rewards = said.get("rewards", [])
+    if said.get("listen"):  # what rewards read went through it
+        rewards = [*rewards, {"name": "listen", "ear": said["listen"]}]
     gating = {reward["gate"]["reward"] for reward in rewards if reward.get("gate")}
     for reward in rewards:
         listens = reward.get("ear") or {}

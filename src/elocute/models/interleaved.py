@@ -7,6 +7,7 @@ hold a control token are refused: a question must not end the answer or speak fo
 """
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,7 +19,6 @@ from elocute.errors import InputError
 from elocute.models.layout import Layout, Tokens
 from elocute.models.speech_lm import SpeechLM, load_network, read_settings, units_of
 from elocute.speech import Codec, load_codec
-from elocute.speech.codec import BrokenUnits
 
 TOKEN_NAMES = ("unit_0", "text_end", "answer_end", "speech_begin", "speech_end")
 
@@ -110,18 +110,8 @@ class InterleavedLM(SpeechLM):
 
     def decode(self, ids) -> Utterance:
         """One answer's ids → what it wrote and the sound of what it said (the codec's true sample rate)."""
-        cursor = self.layout.read(ids)
-        cursor.close()
-        broken = cursor.broken
-        waveform = torch.zeros(0).numpy()
-        try:
-            waveform = self.codec.decode(cursor.units)
-        except BrokenUnits as error:
-            broken = broken or str(error)
-        if not broken and len(waveform) == 0:
-            broken = "empty audio"
-        text = self.tokenizer.decode(cursor.text_ids).strip()
-        return Utterance(text, waveform, self.codec.sample_rate, broken)
+        spoken, text_ids = self.said(ids)
+        return replace(spoken, text=self.tokenizer.decode(text_ids).strip())
 
 
 def load_vocabulary(folder: Path):

@@ -9,10 +9,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from elocute.data.cache import EncodedAudio
-from elocute.data.types import AudioRef, Example
+from elocute.data.types import AudioRef, Example, Utterance
 from elocute.errors import InputError
 from elocute.models.layout import Layout
 from elocute.speech import Codec
+from elocute.speech.codec import BrokenUnits
 
 
 class SpeechLM:
@@ -44,6 +45,19 @@ class SpeechLM:
     def context(self) -> int | None:
         """The most tokens that a prompt and its answer may have together; None where the config does not say."""
         return getattr(self.core().config, "max_position_embeddings", None)
+
+    def said(self, ids) -> tuple[Utterance, list[int]]:
+        """One answer's ids → its sound, with no text yet, and the ids of what it wrote."""
+        cursor = self.layout.read(ids)
+        cursor.close()
+        broken, waveform = cursor.broken, np.zeros(0, dtype=np.float32)
+        try:
+            waveform = self.codec.decode(cursor.units)
+        except BrokenUnits as error:
+            broken = broken or str(error)
+        if not broken and len(waveform) == 0:
+            broken = "empty audio"
+        return Utterance("", waveform, self.codec.sample_rate, broken), cursor.text_ids
 
     def hidden(self, **inputs):
         """Run the trunk: (hidden states [B, T, D] in the head's type, keys and values)."""

@@ -25,7 +25,6 @@ from elocute.errors import InputError
 from elocute.models.layout import Layout, Tokens
 from elocute.models.speech_lm import SpeechLM, load_network, read_settings, units_of
 from elocute.speech import Codec, load_codec
-from elocute.speech.codec import BrokenUnits
 
 
 @dataclass(frozen=True)
@@ -113,17 +112,7 @@ class UnitLM(SpeechLM):
 
     def decode(self, ids) -> Utterance:
         """One answer's ids → its sound (the codec's sample rate); there is no text."""
-        cursor = self.layout.read(ids)
-        cursor.close()
-        broken = cursor.broken
-        waveform = torch.zeros(0).numpy()
-        try:
-            waveform = self.codec.decode(cursor.units)
-        except BrokenUnits as error:
-            broken = broken or str(error)
-        if not broken and len(waveform) == 0:
-            broken = "empty audio"
-        return Utterance("", waveform, self.codec.sample_rate, broken)
+        return self.said(ids)[0]
 
 
 def load_vocabulary(folder: Path) -> Vocabulary:

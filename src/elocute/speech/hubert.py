@@ -22,6 +22,7 @@ from elocute.data.audio import resample
 from elocute.data.digest import digest_file
 from elocute.errors import InputError
 from elocute.speech.codec import nearest
+from elocute.speech.repeats import merge_repeats
 
 SAMPLE_RATE = 16000
 _ALGORITHM = "elocute-hubert-units-1"
@@ -114,11 +115,6 @@ class HubertUnits:
         for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
             samples = (samples - kernel) // stride + 1
         return samples
-
-
-def merge_repeats(units: np.ndarray) -> np.ndarray:
-    """Units [T], each at least 0 → the same with runs of one unit merged [U]."""
-    return units[np.flatnonzero(np.diff(units, prepend=-1))]
 
 
 def _digest(files: tuple[Path, ...], reading: Reading) -> str:

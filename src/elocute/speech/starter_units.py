@@ -19,6 +19,7 @@ from torch import nn
 from elocute.errors import InputError
 from elocute.speech.codec import ENERGY_BINS, PITCH_BINS, BrokenUnits, StarterCodec
 from elocute.speech.features import BLOCK_PATCHES
+from elocute.speech.repeats import merge_repeats
 
 _WEIGHTS, _SETTINGS = "prosody.safetensors", "units.json"
 _FORMAT = "elocute-starter-units-1"
@@ -122,7 +123,7 @@ class StarterUnits:
     def encode(self, waveform: np.ndarray, sample_rate: int) -> np.ndarray:
         """Float mono [samples] at any rate → int64 [U], no unit twice in a row."""
         spectral, *_ = self.codec.split(self.codec.encode(waveform, sample_rate))
-        return without_repeats(spectral)[0]
+        return merge_repeats(spectral)
 
     def decode(self, units) -> np.ndarray:
         """Units [U] (repeats are merged) → float32 [samples] in [-1, 1]. BrokenUnits for an id that is none."""
@@ -131,7 +132,7 @@ class StarterUnits:
             return np.zeros(0, dtype=np.float32)
         if not ((units >= 0) & (units < self.n_units)).all():
             raise BrokenUnits(f"units: expected ids in 0 … {self.n_units - 1}, got {units.min()} … {units.max()}")
-        units = without_repeats(units)[0]
+        units = merge_repeats(units)
         with torch.inference_mode():
             _, durations, pitch, energy = self.prosody(torch.from_numpy(units))
         spectral = np.repeat(units, durations.numpy())
@@ -139,9 +140,3 @@ class StarterUnits:
         prosody = self.n_units + pitch.argmax(1).numpy() * ENERGY_BINS + energy.argmax(1).numpy()
         blocks = np.concatenate([prosody[:, None], spectral.reshape(-1, BLOCK_PATCHES)], axis=1)
         return self.codec.decode(blocks.reshape(-1))
-
-
-def without_repeats(units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Units [T] → (units with no two neighbours equal [U], how often each stood there [U])."""
-    starts = np.flatnonzero(np.concatenate([[True], units[1:] != units[:-1]])) if len(units) else np.zeros(0, int)
-    return units[starts], np.diff(np.concatenate([starts, [len(units)]])).astype(np.int64)

@@ -16,7 +16,8 @@ import numpy as np
 
 from elocute.errors import InputError
 from elocute.speech.codec import BrokenUnits
-from elocute.speech.hubert import HubertUnits, Reading, merge_repeats
+from elocute.speech.hubert import HubertUnits, Reading
+from elocute.speech.repeats import merge_repeats
 from elocute.speech.unit_vocoder import UnitVocoder
 
 _SETTINGS = "unit_codec.json"
