@@ -176,6 +176,9 @@ def test_a_recogniser_that_was_a_reward_does_not_judge_the_run(tmp_path):
     ear = PocketSphinxSpec(kind="pocketsphinx")
     with pytest.raises(InputError, match="reward 'clear' is this recogniser"):
         check_evaluation(tmp_path, HELD_OUT, tmp_path / "out", rows=1, ear=ear)
+    (tmp_path / "recipe.yaml").write_text("listen: {kind: pocketsphinx, vocabulary: words.txt}")
+    with pytest.raises(InputError, match="reward 'listen' is this recogniser"):
+        check_evaluation(tmp_path, HELD_OUT, tmp_path / "out", rows=1, ear=ear)
     (tmp_path / "recipe.yaml").write_text(
         rewards.replace("weight: 1", "weight: 0")
     )  # only measured, not trained against

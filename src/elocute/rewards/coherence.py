@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from elocute.data.normalise import normalise
-from elocute.data.types import Answer, Example
-from elocute.rewards.continuation import HIGH, LOW, check_prompts, five_points, judge_texts
+from elocute.rewards.continuation import HIGH, LOW, ContinuationJudge, five_points
 from elocute.rewards.outcome import Outcome, Scored, Unavailable
 from elocute.rewards.text_likelihood import TextLM
 
@@ -31,7 +30,7 @@ WEIGHTS = Weights(bias=6.62, fluency=1.46, relevance=0.47)
 """For the packaged SmolLM2, found by `python -m benchmarks.judge_audit --fit` on half of the audit's topics."""
 
 
-class CoherenceReward:
+class CoherenceReward(ContinuationJudge):
     """1 + 4·σ(logit)·(how new)·(how much is said), in [1, 5]; see Weights and continuation.py.
 
     relevance is pointwise mutual information a token: log p(text | prompt) − log p(text). Both texts are read in lower
@@ -44,13 +43,6 @@ class CoherenceReward:
     def __init__(self, name: str, path: str | Path | None = None, batch_size: int = 16, device: str | None = None):
         self.name = name
         self.lm = TextLM(path, batch_size, device)
-
-    def check(self, examples: Sequence[Example]) -> None:
-        """InputError naming every row whose prompt cannot be read."""
-        check_prompts(examples)
-
-    def __call__(self, answers: Sequence[Answer]) -> list[Outcome]:
-        return judge_texts(answers, self._judge)
 
     def _judge(self, prompts: list[str], texts: list[str]) -> list[Outcome]:
         signals = self.signals(prompts, texts)

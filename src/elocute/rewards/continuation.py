@@ -20,6 +20,18 @@ LOW, HIGH = 1.0, 5.0
 OLD, NEW = 0.5, 0.8  # novelty: at most OLD is nothing but repetition, NEW is as new as a good story
 ENOUGH = 6  # words
 
+
+class ContinuationJudge:
+    """What the local judges have in common; `_judge(prompts [N], continuations [N])` gives one outcome each."""
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """InputError naming every row whose prompt cannot be read."""
+        check_rows(examples, prompt_of)
+
+    def __call__(self, answers: Sequence[Answer]) -> list[Outcome]:
+        return judge_texts(answers, self._judge)
+
+
 Judge = Callable[[list[str], list[str]], list[Outcome]]
 """(prompts [N], continuations [N]) → outcomes [N]."""
 
@@ -30,11 +42,6 @@ def prompt_of(example: Example) -> str:
     if not normalise(prompt):
         raise InputError(f"{example.where}: question_text: the judge needs the prompt in words")
     return prompt
-
-
-def check_prompts(examples: Sequence[Example]) -> None:
-    """InputError naming every row whose prompt cannot be read."""
-    check_rows(examples, prompt_of)
 
 
 def judge_texts(answers: Sequence[Answer], judge: Judge) -> list[Outcome]:

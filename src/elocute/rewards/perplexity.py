@@ -1,18 +1,16 @@
 """How likely a text LM finds the continuation: the perplexity feedback of Align-SLM (arXiv 2411.01834)."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from elocute.data.types import Answer, Example
-from elocute.rewards.continuation import check_prompts, judge_texts
+from elocute.rewards.continuation import ContinuationJudge
 from elocute.rewards.outcome import Outcome, Scored, Unavailable
 from elocute.rewards.text_likelihood import TextLM
 
 
-class PerplexityReward:
+class PerplexityReward(ContinuationJudge):
     """1 / perplexity = exp(mean log p a token) of the continuation given the prompt's words, in [0, 1].
 
     path: a local causal LM folder, or None: the packaged SmolLM2-135M-Instruct. `detail` holds the mean in nats and the
@@ -24,13 +22,6 @@ class PerplexityReward:
     def __init__(self, name: str, path: str | Path | None = None, batch_size: int = 16, device: str | None = None):
         self.name = name
         self.lm = TextLM(path, batch_size, device)
-
-    def check(self, examples: Sequence[Example]) -> None:
-        """InputError naming every row whose prompt cannot be read."""
-        check_prompts(examples)
-
-    def __call__(self, answers: Sequence[Answer]) -> list[Outcome]:
-        return judge_texts(answers, self._judge)
 
     def _judge(self, prompts: list[str], texts: list[str]) -> list[Outcome]:
         return [_outcome(row) for row in self.lm.log_probs(prompts, texts)]

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from elocute.data.normalise import normalise
-from elocute.data.types import Answer, Example
-from elocute.rewards.continuation import HIGH, LOW, check_prompts, five_points, judge_texts
+from elocute.rewards.continuation import HIGH, LOW, ContinuationJudge, five_points
 from elocute.rewards.embedding import SentenceEncoder
 from elocute.rewards.outcome import Outcome, Scored, Unavailable
 from elocute.rewards.packaged import minilm
@@ -26,7 +25,7 @@ WEIGHTS = Weights(bias=-1.77, nearness=5.71)
 """For the packaged MiniLM, found by `python -m benchmarks.judge_audit --fit` on half of the audit's topics."""
 
 
-class RelatednessReward:
+class RelatednessReward(ContinuationJudge):
     """1 + 4·σ(logit)·(how new)·(how much is said), in [1, 5]; see Weights and continuation.py.
 
     It reads the topic and hardly the order of words: a second opinion from a model that is not the other judge's.
@@ -38,13 +37,6 @@ class RelatednessReward:
     def __init__(self, name: str, path: str | Path | None = None, batch_size: int = 32, device: str | None = None):
         self.name = name
         self.encoder = SentenceEncoder(minilm() if path is None else path, batch_size, device)
-
-    def check(self, examples: Sequence[Example]) -> None:
-        """InputError naming every row whose prompt cannot be read."""
-        check_prompts(examples)
-
-    def __call__(self, answers: Sequence[Answer]) -> list[Outcome]:
-        return judge_texts(answers, self._judge)
 
     def _judge(self, prompts: list[str], texts: list[str]) -> list[Outcome]:
         signals = self.signals(prompts, texts)
