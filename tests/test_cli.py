@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from elocute.cli import _resume_command
+from elocute.cli.options import resume_command
 from tests.training.preferences import preference_rows, write_rows
 
 RECIPE = "recipes/starter/wavalign.yaml"
@@ -90,10 +90,10 @@ def test_a_dry_run_names_every_row_that_a_reward_cannot_judge(model, tmp_path):
 def test_how_to_go_on_can_be_pasted(monkeypatch):
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     monkeypatch.setattr(sys, "argv", ["elocute", "train", "my recipe.yaml", "--resume", "steps=5"])
-    assert _resume_command() == "elocute train 'my recipe.yaml' steps=5 --resume"
+    assert resume_command() == "elocute train 'my recipe.yaml' steps=5 --resume"
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     launched = "torchrun --nproc_per_node=2 -m elocute.cli train 'my recipe.yaml' steps=5 --resume"
-    assert _resume_command() == launched
+    assert resume_command() == launched
 
 
 def test_an_evaluation_from_the_command_line(model, tmp_path):

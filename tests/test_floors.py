@@ -13,8 +13,8 @@ SOURCE = Path(elocute.__file__).parent
 
 # Top down. A part may import from lower floors and from itself, not from its neighbours on the same floor.
 FLOORS = [
-    {"cli", "__main__"},
-    {"chat", "cli_pairs", "cli_rounds"},
+    {"cli"},
+    {"chat"},
     {"pipelines", "report"},
     {"training"},
     {"evaluation"},

@@ -113,7 +113,9 @@ def test_links_between_pages_lead_somewhere():
             assert (page.parent / (target or page.name)).exists(), f"{page.name}: {target}"
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "src/elocute/cli.py", *PAGES], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "src/elocute/cli").glob("*.py")), *PAGES], ids=lambda page: page.name
+)
 def test_the_files_a_page_names_are_there(page):
     named = set(re.findall(r"\b(?:starter|recipes|docs|benchmarks|tests)/[\w./-]*\w", page.read_text()))
     assert not [name for name in sorted(named) if not (ROOT / name).exists()]

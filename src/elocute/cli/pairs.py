@@ -1,10 +1,12 @@
-"""`elocute pairs`: the verb with the many options; cli.py knows it by name."""
+"""`elocute pairs`."""
 
 import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+
+from elocute.cli.options import AsJson
 
 SETTINGS = {"token_normalize_func": lambda name: name.replace("_", "-")}
 """For the command: `--min_score_gap` is `--min-score-gap`."""
@@ -50,7 +52,7 @@ def pairs(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check options and the first rows; write nothing.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the card as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Scored candidates → preference pairs for DPO, with a card that counts what was left out and why.
 

@@ -1,22 +1,21 @@
-"""`elocute rounds`: Align-SLM's loop; cli.py knows it by name."""
+"""`elocute rounds`."""
 
 import json
 from pathlib import Path
-from typing import Annotated
 
-import typer
 from rich.console import Console
 from rich.table import Table
 
+from elocute.cli.options import AsJson, DryRun, Overrides, RecipeFile, Resume
 from elocute.errors import RunError
 
 
 def rounds(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="For example recipes/starter/align_slm.yaml")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the loop in run_dir.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe; check its files.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> None:
     """Sample, score, pair, DPO; then again from the newest policy with the bar raised (Align-SLM).
 

@@ -1,0 +1,3 @@
+from elocute.cli import main
+
+main()

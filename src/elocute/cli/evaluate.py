@@ -1,0 +1,125 @@
+"""`elocute eval`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from elocute.cli.options import AsJson
+from elocute.errors import InputError
+
+
+def evaluate(
+    target: Annotated[Path, typer.Argument(metavar="RECIPE_OR_RUN_OR_MODEL", help="A model folder, a run, a recipe.")],
+    data: Annotated[Path, typer.Option(help="Rows with an `answer` column (JSONL); or what the suite reads.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for eval.json, answers and WAVs.")],
+    suite: Annotated[
+        str, typer.Option(help="spoken-qa, swuggy, sblimp, storycloze, salmon or continuation.")
+    ] = "spoken-qa",
+    rows: Annotated[int | None, typer.Option(min=1, help="Only the first n rows or prompts.")] = None,
+    ear: Annotated[
+        Path | None, typer.Option(help="A Whisper or CTC folder that listens; default: PocketSphinx.")
+    ] = None,
+    vocabulary: Annotated[Path | None, typer.Option(help="All that PocketSphinx may hear (closed domains).")] = None,
+    normalisation: Annotated[
+        str | None, typer.Option(help="Likelihood suites: mean (log-prob a token, the default) or sum.")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=0.1, help="Continuation: prompts are the first n seconds; default 3.")
+    ] = None,
+    judge: Annotated[Path | None, typer.Option(help="Continuation: a YAML file whose `rewards` judge.")] = None,
+    text_lm: Annotated[
+        str | None, typer.Option(help="Continuation: GenPPL by this causal LM's folder, or by smollm2.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=1e-6, help="Default: 0.7; continuation: 0.8.", show_default=False)
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check model folder, data and options.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate a model: on held-out spoken questions, or a unit LM by likelihood suites and by its continuations.
+
+    Example: `elocute eval runs/quickstart --data starter/data/heldout.jsonl --vocabulary starter/answers.txt -o out`
+
+    Example: `elocute eval runs/units --suite sblimp --data zerospeech2021 -o out`; see docs/evaluating-unit-lms.md
+    """
+    from elocute.evaluation.unit_suites import check_options
+
+    own = {"--rows": rows, "--ear": ear, "--vocabulary": vocabulary, "--temperature": temperature}
+    own |= {"--normalisation": normalisation, "--seconds": seconds, "--judge": judge, "--text-lm": text_lm}
+    check_options(suite, own)
+    if suite != "spoken-qa":
+        job = _suite_job(suite, target, data, out, own, max_new_tokens, seed)
+        return _run_suite(job, out, dry_run, as_json)
+    from elocute.evaluation.evaluate import check_evaluation, evaluate_folder
+    from elocute.progress import RunProgress
+    from elocute.report.page import results_table
+    from elocute.rollout import Sampling
+
+    listener = _ear(ear, vocabulary)
+    model, examples = check_evaluation(target, data, out, rows=rows, ear=listener)
+    if dry_run:
+        print(json.dumps({"model": str(model), "rows": len(examples)}) if as_json else f"{model}: {len(examples)} rows")
+        return
+    with RunProgress(quiet=as_json) as progress:
+        values = evaluate_folder(
+            model,
+            data,
+            examples,
+            out,
+            ear=listener,
+            sampling=Sampling(max_new_tokens, temperature or 0.7),
+            seed=seed,
+            progress=progress,
+        )
+    if as_json:
+        print(json.dumps(values))
+    else:
+        Console().print(results_table(values))
+        print(f"answers, WAVs and eval.json: {out}")
+
+
+def _suite_job(suite: str, target: Path, data: Path, out: Path, own: dict, max_new_tokens: int, seed: int):
+    from elocute.evaluation.unit_suites import Continuing, Listeners, continuation_job, likelihood_job
+    from elocute.rollout import Sampling
+
+    if suite != "continuation":
+        return likelihood_job(target, suite, data, out, own["--normalisation"] or "mean")
+    listeners = Listeners(_ear(own["--ear"], own["--vocabulary"]), own["--judge"], own["--text-lm"])
+    sampling = Sampling(max_new_tokens, own["--temperature"] or 0.8)
+    return continuation_job(
+        target, data, out, listeners, Continuing(sampling, seed, own["--seconds"] or 3.0, own["--rows"])
+    )
+
+
+def _run_suite(job, out: Path, dry_run: bool, as_json: bool) -> None:
+    from elocute.progress import RunProgress
+    from elocute.report.suites import suite_table
+
+    if dry_run:
+        print(json.dumps(job.about) if as_json else "\n".join(f"{name}: {what}" for name, what in job.about.items()))
+        return
+    with RunProgress(quiet=as_json) as progress:
+        values = job.run(progress)
+    if as_json:
+        print(json.dumps(values))
+    else:
+        Console().print(suite_table(values))
+        print(f"eval.json and all it was measured on: {out}")
+
+
+def _ear(folder: Path | None, vocabulary: Path | None):
+    from elocute.recipe.rewards import PocketSphinxSpec, TransformersEarSpec
+
+    if folder is not None and vocabulary is not None:
+        raise InputError("--vocabulary: only PocketSphinx takes one; leave out --ear or --vocabulary")
+    for option, path, there in (("--ear", folder, Path.is_dir), ("--vocabulary", vocabulary, Path.is_file)):
+        if path is not None and not there(path):
+            raise InputError(f"{option}: no such {'folder' if option == '--ear' else 'file'}: {path}")
+    if folder is not None:
+        return TransformersEarSpec(kind="transformers", path=folder)
+    return PocketSphinxSpec(kind="pocketsphinx", vocabulary=vocabulary)

@@ -1,0 +1,46 @@
+"""What verbs share: their usual options, and how long work ends."""
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from elocute.errors import RunError
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="For example recipes/starter/wavalign.yaml")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="For example optim.lr=1e-4")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with what is there.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe; check its files.")]
+
+
+def resume_command() -> str:
+    words = [*(word for word in sys.argv[1:] if word != "--resume"), "--resume"]
+    processes = os.environ.get("LOCAL_WORLD_SIZE")
+    launcher = ["torchrun", f"--nproc_per_node={processes}", "-m", "elocute.cli"] if processes else ["elocute"]
+    return shlex.join([*launcher, *words])
+
+
+def print_checked(recipe, file: Path, count: int, as_json: bool) -> None:
+    from elocute.recipe import dump_recipe
+
+    if as_json:
+        print(json.dumps({"recipe": recipe.model_dump(mode="json"), "prompts": count}))
+    else:
+        print(dump_recipe(recipe) + f"# checked: {count} prompts of {file}")
+
+
+def to_the_end(work, as_json: bool) -> dict | None:
+    """The work's summary, or None when it is printed already."""
+    from elocute.progress import RunProgress
+
+    try:
+        with RunProgress(quiet=as_json) as progress:
+            done = work(progress)
+    except KeyboardInterrupt:
+        raise RunError(f"stopped; what is done is kept. Go on with: {resume_command()}") from None
+    return print(json.dumps(done)) if as_json else done

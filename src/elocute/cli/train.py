@@ -1,0 +1,114 @@
+"""`elocute train` and `elocute report`."""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from elocute.cli.options import AsJson, DryRun, Overrides, RecipeFile, Resume, resume_command
+from elocute.errors import RunError
+
+
+def train(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Post-train a speech LM: online RL, hybrid, SFT or DPO, as the recipe says.
+
+    Example: `elocute train recipes/starter/wavalign.yaml run_dir=runs/a steps=20 seed=3 checkpoint.every=5`
+    """
+    from elocute.recipe import load_recipe
+
+    checked = load_recipe(recipe, overrides or [])
+    if dry_run:
+        return _dry_run(checked, resume, as_json)
+    from elocute.evaluation.evaluate import read_eval
+    from elocute.progress import RunProgress
+    from elocute.training.run import run
+
+    main = os.environ.get("RANK", "0") == "0"
+    with RunProgress(quiet=as_json or not main) as progress:
+        finished = run(checked, resume=resume, progress=progress)
+    if not main:
+        return
+    page = _report(checked.run_dir) if checked.report and (checked.run_dir / "metrics.jsonl").exists() else None
+    values = read_eval(checked.run_dir / "eval.json")
+    if as_json:
+        print(json.dumps({"run_dir": str(checked.run_dir), "finished": finished, "eval": values}))
+    else:
+        _show(values, page)
+    if not finished:
+        raise RunError(f"stopped; everything is saved. Go on with: {resume_command()}")
+
+
+def _dry_run(recipe, resume: bool, as_json: bool) -> None:
+    from elocute.data.rows import read_rows
+    from elocute.evaluation.evaluate import read_eval_rows
+    from elocute.models import check_model
+    from elocute.recipe import dump_recipe
+    from elocute.training.run_folder import RunFolder
+
+    RunFolder(recipe.run_dir).check(recipe, resume=resume)
+    examples = read_rows(recipe.data.train, recipe.data.prompt_seconds)
+    rows = {"data.train": len(examples)}
+    if recipe.data.dev:
+        rows["data.dev"] = len(read_rows(recipe.data.dev, recipe.data.prompt_seconds))
+    if recipe.data.eval:
+        limit, ear = recipe.evaluation.rows, recipe.evaluation.ear
+        rows["data.eval"] = len(read_eval_rows(recipe.data.eval, limit, ear, recipe.data.prompt_seconds))
+    check_model(recipe.model)
+    _check_rewards(recipe, examples)
+    if as_json:
+        print(json.dumps({"recipe": recipe.model_dump(mode="json"), "rows": rows}))
+    else:
+        print(dump_recipe(recipe), end="")
+        print("# checked: " + ", ".join(f"{name} has {count} rows" for name, count in rows.items()))
+
+
+def _check_rewards(recipe, examples) -> None:
+    from elocute.rewards.combine import build_mixer
+
+    if recipe.rewards:
+        mixer = build_mixer(recipe.rewards, recipe.reward_mix, recipe.listen)
+        try:
+            mixer.check(examples)
+        finally:
+            mixer.close()
+
+
+def _report(run_dir: Path) -> Path:
+    from elocute.report.page import write_report
+
+    return write_report(run_dir)
+
+
+def _show(values: dict, page: Path | None) -> None:
+    from elocute.report.page import results_table
+
+    if "before" in values or "after" in values:
+        Console().print(results_table(values))
+    if page is not None:
+        print(f"report: {page}")
+
+
+def report(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, for example runs/quickstart")],
+    as_json: AsJson = False,
+) -> None:
+    """Write the run as one HTML page with curves, tables and players.
+
+    Example: `elocute report runs/quickstart`
+    """
+    from elocute.evaluation.evaluate import read_eval
+
+    page = _report(run_dir)
+    if as_json:
+        print(json.dumps({"report": str(page)}))
+    else:
+        _show(read_eval(run_dir / "eval.json"), page)
