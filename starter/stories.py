@@ -14,7 +14,7 @@ Both wrong endings are told of the story's own hero, so that a name alone decide
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import product
@@ -105,6 +105,12 @@ def draw_stories(split: str, count: int, seed: int = 0) -> list[Story]:
         if len(stories) == before:
             raise ValueError(f"{split}: no more than {before} stories, {count} asked")
     return list(stories.values())
+
+
+def sentences_of(stories: Iterable[Story], *, wrong_endings: bool = False) -> list[str]:
+    """Every sentence of the stories once; their wrong endings too, if asked."""
+    texts = [text for s in stories for text in (*s.sentences, s.ending, *((s.swapped, s.hard) * wrong_endings))]
+    return list(dict.fromkeys(texts))
 
 
 def tales(split: str, seed: int = 0) -> list[Tale]:

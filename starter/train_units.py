@@ -1,13 +1,15 @@
 """Trains what gives units prosody again: `python -m starter.train_units --out starter/units`. Seeded, deterministic.
 
-1. Speak sentences by joe.  2. The starter codec encodes them: spectral units, their durations once repeats are removed,
-each block's pitch and energy bin.  3. A small net learns to predict the latter from the former.  4. Held-out sentences
-are re-synthesised from their units alone and measured (metrics.json).
+1. Speak sentences by joe, half of them of stories.  2. The starter codec encodes them: spectral units, their durations
+once repeats are removed, each block's pitch and energy bin.  3. A small net learns to predict the latter from the
+former.  4. Held-out sentences are re-synthesised from their units alone and measured (metrics.json).
 """
 
 import argparse
 import json
+import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jiwer
@@ -15,12 +17,14 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy, mse_loss
 
+from elocute.rewards.pocketsphinx_ear import PocketSphinxEar
 from elocute.speech.codec import BLOCK_UNITS, ENERGY_BINS, StarterCodec
 from elocute.speech.repeats import without_repeats
 from elocute.speech.starter_units import LONGEST, Prosody, Shape, StarterUnits
-from starter.codec_corpus import held_out_lines, spoken
+from starter.codec_corpus import Line, held_out_lines, spoken
 from starter.measure_codec import Listener, compare_pitch, words
 from starter.sentences import sentences
+from starter.stories import draw_stories, sentences_of
 from starter.voices import voice_named
 
 
@@ -66,9 +70,21 @@ def train(codec: StarterCodec, texts: list[str], epochs: int, batch: int, seed: 
     return StarterUnits(codec, Shape(units=codec.shape.codebook), net)
 
 
-def measure(units: StarterUnits, seed: int) -> dict:
+def training_texts(count: int, seed: int) -> list[str]:
+    """Half from templates, half from training stories."""
+    own = sentences_of(draw_stories("train", count))
+    return sentences(count - count // 2, seed) + random.Random(seed).sample(own, count // 2)
+
+
+def held_out_story_lines(seed: int, count: int = 60) -> list[Line]:
+    """Sentences of test stories that no training story says."""
+    said = set(sentences_of(draw_stories("train", 6000)))
+    fresh = [text for text in sentences_of(draw_stories("test", 200)) if text not in said]
+    return [spoken(text, voice_named("joe"), 1.0, 1.0) for text in random.Random(seed).sample(fresh, count)]
+
+
+def measure(units: StarterUnits, lines: list[Line], hear: Callable[[np.ndarray], str]) -> dict:
     """Words, length and pitch of held-out sentences after re-synthesis from units without repeats."""
-    lines, listener = held_out_lines(seed), Listener(seed)
     texts = [words(line.text) for line in lines]
     codes = [units.encode(line.waveform, units.sample_rate) for line in lines]
     made = [units.decode(row) for row in codes]
@@ -79,8 +95,8 @@ def measure(units: StarterUnits, seed: int) -> dict:
     return {
         "sentences": len(lines),
         "units_per_second": round(sum(map(len, codes)) / float(seconds[:, 0].sum()), 1),
-        "wer_original": round(jiwer.wer(texts, [listener.hear(line.waveform) for line in lines]), 4),
-        "wer_resynthesis": round(jiwer.wer(texts, [listener.hear(waveform) for waveform in made]), 4),
+        "wer_original": round(jiwer.wer(texts, [words(hear(line.waveform)) for line in lines]), 4),
+        "wer_resynthesis": round(jiwer.wer(texts, [words(hear(waveform)) for waveform in made]), 4),
         "length_ratio": round(float(seconds[:, 1].sum() / seconds[:, 0].sum()), 3),
         "length_error": round(float(np.abs(seconds[:, 1] / seconds[:, 0] - 1).mean()), 3),
         "f0_correlation_of_the_unaligned": pitch["f0_correlation"],
@@ -91,17 +107,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("starter/units"))
     parser.add_argument("--codec", default="../codec", help="the codec's folder, seen from --out")
-    parser.add_argument("--sentences", type=int, default=900)
+    parser.add_argument("--sentences", type=int, default=1800)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seed", type=int, default=7)
     asked = parser.parse_args()
     torch.set_num_threads(1)  # small tensors: threads only wait for each other
     codec = StarterCodec.load(asked.out / asked.codec)
-    texts = sentences(asked.sentences, asked.seed)
-    units = train(codec, texts, asked.epochs, asked.batch, asked.seed)
+    units = train(codec, training_texts(asked.sentences, asked.seed), asked.epochs, asked.batch, asked.seed)
     units.save(asked.out, asked.codec)
-    found = measure(StarterUnits.load(asked.out), asked.seed)
+    units = StarterUnits.load(asked.out)
+    ear = PocketSphinxEar(sentences_of(draw_stories("train", 6000)))
+    found = {
+        "template_sentences": measure(units, held_out_lines(asked.seed), Listener(asked.seed).hear),
+        "story_sentences": measure(
+            units, held_out_story_lines(asked.seed), lambda sound: ear.transcribe([sound], units.sample_rate)[0]
+        ),
+    }
     print(json.dumps(found, indent=2))
     (asked.out / "metrics.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 

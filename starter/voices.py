@@ -126,6 +126,11 @@ def _piper_voice(variant: str):
     return PiperVoice(session=session, config=config, espeak_data_dir=Path(ESPEAK_DATA_DIR))
 
 
+def phonemes(text: str) -> str:
+    """How joe would pronounce it, in IPA."""
+    return "".join(phone for sentence in _piper_voice("en_US-joe-medium").phonemize(text) for phone in sentence)
+
+
 def _piper(text: str, variant: str, rate: float) -> tuple[np.ndarray, int]:
     from piper import SynthesisConfig
 
