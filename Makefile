@@ -1,7 +1,8 @@
 # make quickstart   train the starter model and open runs/quickstart/report.html afterwards
 # make test         run the tests
 # make lint         check the style
-# make starter      build the starter's world, codec and base model anew, in place of the shipped ones (takes hours)
+# make judges       install the local judges of continuations, which recipes/starter/align_slm.yaml needs
+# make starter      build the starter's worlds, codecs and base models anew, in place of the shipped ones (takes hours)
 #
 # Every target builds .venv first, from requirements.lock; PYTHON chooses the interpreter, RUN the quick start's folder:
 #   make quickstart PYTHON=python3.12 RUN=runs/second
@@ -14,8 +15,9 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 READY := $(VENV)/ready
 STARTER_READY := $(VENV)/ready-starter
+JUDGES_READY := $(VENV)/ready-judges
 
-.PHONY: quickstart test lint starter
+.PHONY: quickstart test lint judges starter
 
 # A finished run is shown again and never written over; a run that was stopped goes on.
 quickstart: $(READY)
@@ -35,10 +37,16 @@ test: $(READY)
 lint: $(READY)
 	$(VENV)/bin/python -m ruff check .
 
+judges: $(JUDGES_READY)
+
 starter: $(STARTER_READY)
 	$(VENV)/bin/python -m starter.train_codec --out starter/codec
 	$(VENV)/bin/python -m starter.make_data
 	$(VENV)/bin/python -m starter.train_base --data starter/build/base.jsonl --out starter/model
+	$(VENV)/bin/python -m starter.train_units --out starter/units
+	$(VENV)/bin/python -m starter.make_stories
+	$(VENV)/bin/python -m starter.train_unit_lm --out starter/unit_lm
+	$(VENV)/bin/python -m starter.make_suites
 
 # The stamp is written last: an installation that was interrupted is taken up again.
 $(READY): requirements.lock pyproject.toml
@@ -54,4 +62,8 @@ $(READY): requirements.lock pyproject.toml
 
 $(STARTER_READY): requirements-starter.lock $(READY)
 	$(PIP) install --requirement requirements-starter.lock
+	@touch $@
+
+$(JUDGES_READY): requirements-judges.lock $(READY)
+	$(PIP) install --no-deps --requirement requirements-judges.lock
 	@touch $@

@@ -2,8 +2,8 @@
 
     python -m starter.train_unit_lm --out starter/unit_lm
 
-It hears stories from their beginning or from one of their sentences on, and sentences alone; nothing else. After each
-epoch it is measured on stories of held-out tales (metrics.json) and saved.
+It hears whole stories, and now and then some sentences of one; nothing else. After each epoch it is measured on stories
+of held-out tales (metrics.json) and saved.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import random
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -36,18 +37,23 @@ class Sequences:
     def __init__(self, store: UnitStore):
         self._units = {key: store.get(key) for key in store.keys()}
 
-    def ids(self, sentences: list[str]) -> torch.Tensor:
-        """bos, the units of the sentences in one go, eos: int64 [T]."""
-        units = torch.from_numpy(merge_repeats([u for text in sentences for u in self._units[recording(text).stem]]))
-        return torch.cat([torch.tensor([BOS]), UNIT_0 + units, torch.tensor([EOS])])
+    def ids(self, sentences: list[str], *, ended: bool = True) -> torch.Tensor:
+        """bos, the units of the sentences in one go, eos if the story has ended: int64 [T]."""
+        units = np.concatenate([self._units[recording(text).stem] for text in sentences])
+        units = torch.from_numpy(merge_repeats(units))
+        return torch.cat([torch.tensor([BOS]), UNIT_0 + units, torch.tensor([EOS] * ended, dtype=torch.int64)])
 
 
 def epoch_of(stories: list[Story], sequences: Sequences, tokens: int, rng: random.Random) -> list[list[torch.Tensor]]:
-    """Each story once: half of them whole, the others from a later sentence on; batches of like length."""
+    """Each story once, of every fourth only a sentence or a few, which do not end it; batches of like length."""
     items = []
     for story in stories:
         sentences = [*story.sentences, story.ending]
-        items.append(sequences.ids(sentences[rng.choice([0, 0, 0, 0, 1, 2, 3, 4]) :]))
+        if rng.random() < 0.75:
+            items.append(sequences.ids(sentences))
+        else:
+            first = rng.randrange(len(sentences))
+            items.append(sequences.ids(sentences[first : first + rng.randint(1, 3)], ended=False))
     items.sort(key=len)
     batches: list[list[torch.Tensor]] = [[]]
     for item in items:
@@ -111,7 +117,7 @@ def train(model, stories: dict[str, list[Story]], sequences: Sequences, asked: a
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, error_if_nonfinite=True)
             optimizer.step()
             optimizer.zero_grad()
-            losses.append(float(loss))
+            losses.append(loss.item())
             step += 1
             if step % 50 == 0:
                 mean = sum(losses[-50:]) / len(losses[-50:])

@@ -22,10 +22,14 @@ from elocute.speech.codec import BLOCK_UNITS, ENERGY_BINS, StarterCodec
 from elocute.speech.repeats import without_repeats
 from elocute.speech.starter_units import LONGEST, Prosody, Shape, StarterUnits
 from starter.codec_corpus import Line, held_out_lines, spoken
+from starter.make_stories import STORIES
 from starter.measure_codec import Listener, compare_pitch, words
 from starter.sentences import sentences
 from starter.stories import draw_stories, sentences_of
+from starter.telling import record, told
 from starter.voices import voice_named
+
+JOE = voice_named("joe")
 
 
 class Example:
@@ -45,9 +49,9 @@ def loss_of(net: Prosody, example: Example) -> torch.Tensor:
     return durations + 0.2 * (cross_entropy(pitch, example.pitch) + cross_entropy(energy, example.energy))
 
 
-def train(codec: StarterCodec, texts: list[str], epochs: int, batch: int, seed: int) -> StarterUnits:
+def train(codec: StarterCodec, waveforms: list[np.ndarray], epochs: int, batch: int, seed: int) -> StarterUnits:
     torch.manual_seed(seed)
-    examples = [Example(codec, spoken(text, voice_named("joe"), 1.0, 1.0).waveform) for text in texts]
+    examples = [Example(codec, waveform) for waveform in waveforms]
     kept = sum(len(e.units) for e in examples) / sum(int(e.durations.sum()) for e in examples)
     print(f"{len(examples)} sentences; {kept:.0%} of the units stay when repeats are removed", flush=True)
     net = Prosody(Shape(units=codec.shape.codebook))
@@ -64,23 +68,27 @@ def train(codec: StarterCodec, texts: list[str], epochs: int, batch: int, seed: 
             torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0, error_if_nonfinite=True)
             optimizer.step()
             schedule.step()
-            total += float(loss)
+            total += loss.item()
         mean = total / (len(order) // batch)
         print(f"epoch {epoch + 1}/{epochs}, loss {mean:.3f}, {time.monotonic() - start:.0f} s", flush=True)
     return StarterUnits(codec, Shape(units=codec.shape.codebook), net)
 
 
-def training_texts(count: int, seed: int) -> list[str]:
-    """Half from templates, half from training stories."""
-    own = sentences_of(draw_stories("train", count))
-    return sentences(count - count // 2, seed) + random.Random(seed).sample(own, count // 2)
+def training_lines(count: int, seed: int) -> list[np.ndarray]:
+    """Waveforms at 16 kHz, half of them sentences from templates, half of training stories."""
+    own = random.Random(seed).sample(sentences_of(draw_stories("train", STORIES["train"])), count // 2)
+    record(own, processes=2)
+    templates = sentences(count - count // 2, seed)
+    return [*(spoken(text, JOE, 1.0, 1.0).waveform for text in templates), *(told([text]) for text in own)]
 
 
 def held_out_story_lines(seed: int, count: int = 60) -> list[Line]:
     """Sentences of test stories that no training story says."""
-    said = set(sentences_of(draw_stories("train", 6000)))
-    fresh = [text for text in sentences_of(draw_stories("test", 200)) if text not in said]
-    return [spoken(text, voice_named("joe"), 1.0, 1.0) for text in random.Random(seed).sample(fresh, count)]
+    said = set(sentences_of(draw_stories("train", STORIES["train"])))
+    fresh = [text for text in sentences_of(draw_stories("test", STORIES["test"])) if text not in said]
+    texts = random.Random(seed).sample(fresh, count)
+    record(texts, processes=2)
+    return [Line(text, JOE.name, 1.0, told([text])) for text in texts]
 
 
 def measure(units: StarterUnits, lines: list[Line], hear: Callable[[np.ndarray], str]) -> dict:
@@ -113,11 +121,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     asked = parser.parse_args()
     torch.set_num_threads(1)  # small tensors: threads only wait for each other
+    asked.out.mkdir(parents=True, exist_ok=True)  # the codec is sought from there
     codec = StarterCodec.load(asked.out / asked.codec)
-    units = train(codec, training_texts(asked.sentences, asked.seed), asked.epochs, asked.batch, asked.seed)
+    units = train(codec, training_lines(asked.sentences, asked.seed), asked.epochs, asked.batch, asked.seed)
     units.save(asked.out, asked.codec)
     units = StarterUnits.load(asked.out)
-    ear = PocketSphinxEar(sentences_of(draw_stories("train", 6000)))
+    ear = PocketSphinxEar(sentences_of(draw_stories("train", STORIES["train"])))
     found = {
         "template_sentences": measure(units, held_out_lines(asked.seed), Listener(asked.seed).hear),
         "story_sentences": measure(

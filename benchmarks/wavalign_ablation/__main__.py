@@ -14,16 +14,13 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.runs import do_all, elocute
 from benchmarks.wavalign_ablation import gradients, judge, results
 from benchmarks.wavalign_ablation.variants import NOISE, NOISY, RATES, VARIANTS, noisy_judge
-from elocute.progress import RunProgress
 
 RUNS = Path("runs/wavalign_ablation")
 RECIPE = "benchmarks/wavalign_ablation/recipe.yaml"
@@ -89,19 +86,8 @@ def evaluate(model: Path, out: Path, seed: int, rows: int | None) -> None:
     elocute("eval", str(model), "--data", HELD_OUT, "-o", str(out), "--seed", str(seed), *EAR, *limit)
 
 
-def elocute(*words: str) -> None:
-    command = [sys.executable, "-m", "elocute.cli", *words, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}: exit status {done.returncode}\n{done.stderr}")
-
-
-def do_all(label: str, runs: Sequence[Run], jobs: int) -> None:
-    """Those that are not finished, `jobs` at a time."""
-    left = [run for run in runs if not run.finished]
-    with RunProgress(quiet=False) as progress, ThreadPoolExecutor(jobs) as pool:
-        for index, _ in enumerate(pool.map(do, left)):
-            progress(label, len(runs) - len(left) + index + 1, len(runs), {})
+def do_missing(label: str, runs: Sequence[Run], jobs: int) -> None:
+    do_all(label, do, [run for run in runs if not run.finished], len(runs), jobs)
 
 
 def main() -> None:
@@ -116,11 +102,11 @@ def main() -> None:
     if not args.table:
         if not judge.WEIGHTS.exists():
             print(f"the judge is right on {judge.train(judge.WEIGHTS):.1%} of unseen takes")
-        do_all("learning rates", tuning_runs(args.steps), args.jobs)
+        do_missing("learning rates", tuning_runs(args.steps), args.jobs)
         for seed in seeds:
             if not (RUNS / "table/base" / str(seed) / "eval/eval.json").exists():
                 evaluate(MODEL, RUNS / "table/base" / str(seed) / "eval", seed, None)
-        do_all("runs", table_runs(args.steps, seeds), args.jobs)
+        do_missing("runs", table_runs(args.steps, seeds), args.jobs)
         if not (RUNS / "gradients.json").exists():
             (RUNS / "gradients.json").write_text(json.dumps(gradients.measure(RUNS / "gradients"), indent=2))
     results.write(RUNS, seeds, args.steps)

@@ -1,6 +1,7 @@
 """What ships: rows that load, units that belong to the shipped codec, sound files that go in."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from elocute.data.rows import read_rows
 from elocute.data.units import UnitStore
 from elocute.rewards.pocketsphinx_ear import PocketSphinxEar
 from elocute.speech.codec import StarterCodec
+from elocute.speech.starter_units import StarterUnits
 from starter.questions import draw_rows
+from starter.stories import draw_stories
 
 STARTER = Path(__file__).parents[2] / "starter"
 DATA = STARTER / "data"
@@ -59,3 +62,24 @@ def test_the_page_says_what_the_codec_measured():
 def test_all_that_ships_stays_small():
     files = [path for folder in ("data", "audio") for path in (STARTER / folder).iterdir()]
     assert sum(path.stat().st_size for path in files) < 6e6
+
+
+@pytest.mark.parametrize("split", ["dev", "test"])
+def test_prompts_of_stories_are_the_beginning_of_what_goes_on(split):
+    rows, codec = read_rows(STARTER / "stories" / f"{split}.jsonl"), StarterUnits.load(STARTER / "units")
+    drawn_stories = {story.id: story.text for story in draw_stories(split, len(rows))}
+    assert {row.id: row.columns["story"] for row in rows} == drawn_stories
+    for store in {ref.path for row in rows for ref in (row.audios[0], row.target_audio)}:
+        UnitStore(store).check_made_by(codec.digest)
+    for row in rows:
+        words = re.findall(r"[A-Za-z']+", row.columns["story"])
+        said = row.question_text.split()
+        assert said == words[: len(said)] and 4 <= len(said) < len(words) - 4
+
+
+def test_a_prompts_sound_file_encodes_to_the_shipped_units():
+    codec, rows = StarterUnits.load(STARTER / "units"), read_rows(STARTER / "stories" / "test.jsonl")
+    store = UnitStore(STARTER / "stories" / "prompts.safetensors")
+    for number, row in enumerate(rows[:4]):
+        waveform = load_audio(STARTER / "stories" / f"prompt-{number}.wav")
+        assert np.array_equal(codec.encode(*waveform), store.get(row.id))
