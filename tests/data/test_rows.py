@@ -266,6 +266,25 @@ def test_bad_units_are_named(rows, fields, expected):
     assert expected in message and "\n" not in message
 
 
+def test_an_answer_s_speech_may_have_been_cut(rows, sound, tmp_path):
+    sound("good.wav")
+    cut = {"sft_target_audio": "good.wav", "sft_target_cut": True, "rejected_cut": True}
+    [example] = read_rows(path := rows({"messages": ASK, "rejected_units": [9], "units_codec": "d1", **cut}))
+    assert example.target_audio == AudioRef(tmp_path / "good.wav", cut=True)
+    assert example.rejected_audio == AudioRef(path, units=(9,), codec="d1", cut=True)
+    assert not example.columns
+    for missing in (False, None, ""):
+        [example] = read_rows(rows({"messages": ASK, **cut, "sft_target_cut": missing}))
+        assert example.target_audio == AudioRef(tmp_path / "good.wav") and example.rejected_audio is None
+
+
+@pytest.mark.parametrize("field", ["sft_target_cut", "rejected_cut"])
+@pytest.mark.parametrize(("value", "kind"), [(1, "a number"), ("yes", "a string"), ([], "a list")])
+def test_cut_is_true_or_false(rows, field, value, kind):
+    path = rows({"messages": ASK, field: value})
+    assert problem(path) == f"{path}:1: {field}: expected true or false, got {kind}"
+
+
 def test_prompt_seconds_cut_the_prompt_and_not_the_answer(rows, sound, tmp_path):
     for name in ("q1.wav", "q2.wav", "a.wav", "r.wav"):
         sound(name)

@@ -7,13 +7,16 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
+from elocute.cli import app
 from tests.rewards import tiny_models
 
 ROOT = Path(__file__).parents[2]
@@ -119,3 +122,29 @@ def test_links_between_pages_lead_somewhere():
 def test_the_files_a_page_names_are_there(page):
     named = set(re.findall(r"\b(?:starter|recipes|docs|benchmarks|tests)/[\w./-]*\w", page.read_text()))
     assert not [name for name in sorted(named) if not (ROOT / name).exists()]
+
+
+def commands(page: str) -> list[list[str]]:
+    """The words of every `elocute …` in a page's blocks of commands, run or not, and in the examples of `--help`."""
+    fenced = re.findall(r"^```(\w*).*?\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    shell = [text.replace("\\\n", " ") for language, text in fenced if language in ("bash", "sh", "")]
+    lines = [line.strip() for text in shell for line in text.splitlines()]
+    lines += re.findall(r"Example: `(elocute [^`\n]*)`", page)
+    found = []
+    for line in lines:
+        line = re.sub(r"^(torchrun|accelerate launch) .*? -m elocute\.cli", "elocute", line)
+        if line.startswith("elocute "):
+            found.append(shlex.split(re.split(r" *(?:[|;]| > | 2>| #|&&)", line)[0])[1:])
+    return found
+
+
+@pytest.mark.parametrize(
+    "page",
+    [ROOT / "README.md", ROOT / "starter/README.md", *sorted((ROOT / "src/elocute/cli").glob("*.py")), *PAGES],
+    ids=lambda page: page.name,
+)
+def test_defect_align_2_documented_commands_are_those_of_the_command_line(page):
+    """Blocks marked `run` are run above; what takes hours or others' weights is at least a command that there is."""
+    verbs = get_command(app)
+    for words in commands(page.read_text()):
+        verbs.commands[words[0]].make_context(words[0], words[1:])

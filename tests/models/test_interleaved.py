@@ -63,6 +63,7 @@ def test_a_rejected_answer_is_laid_out_and_refused_like_one_to_learn(speaking_lm
     for fields, said in [
         ({}, "rejected_audio: expected the answer's speech"),
         ({"rejected_audio": FOUR}, "rejected_text: expected the answer's text"),
+        ({"rejected_text": "four", "rejected_audio": replace(FOUR, cut=True)}, "the answer was cut before its end"),
         ({"rejected_text": "<|audio_3|>", "rejected_audio": FOUR}, "rejected_text: the text holds the control token"),
         (
             {"rejected_text": "four", "rejected_audio": AudioRef(Path("no.wav"))},

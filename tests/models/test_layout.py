@@ -1,5 +1,7 @@
 """The layout: what is assembled can be read back, markers are forced, and nothing else is."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,6 +53,15 @@ def test_defect_12_a_cut_answer_is_broken_not_complete():
     cursor = make([(1, 2)]).read([10, 8, 20])
     cursor.close()
     assert cursor.broken.startswith("no end")
+
+
+def test_a_cut_answer_has_no_end_where_it_needs_none():
+    layout = Layout("speech-only", first_unit=20, n_units=30, text_end=None, answer_end=7, open_ended=True)
+    assert layout.assemble([], [0, 1]).ids.tolist() == [20, 21, 7]
+    assert layout.assemble([], [0, 1], cut=True).ids.tolist() == [20, 21]
+    for strict in (replace(layout, open_ended=False), make([(1, 2)]), make("text-first")):
+        with pytest.raises(InputError, match="the answer was cut before its end; this model's answers must end"):
+            strict.assemble([10] if strict.text_end else [], [0, 1], cut=True)
 
 
 def test_speech_only_starts_with_speech():

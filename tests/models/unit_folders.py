@@ -47,6 +47,12 @@ def twist(folder: Path, codec: Path, kind: str = "opt", offset: int = 4):
     return settings(folder, codec), model
 
 
+def ending(folder: Path, codec: Path) -> Path:
+    """A folder of our own: about every twentieth token is the end."""
+    network("llama", UNITS + 2).save_pretrained(folder)
+    return settings(folder, codec, unit_0=2, bos=1, eos=1)
+
+
 def slamkit(folder: Path, codec: Path, kind: str = "qwen2", left_out: tuple[str, ...] = ("lm_head.weight",)):
     """A folder as SlamKit publishes: its own config around the base's, weights under `lm.`, a tied one left out."""
     model = network(kind, UNITS + 2)

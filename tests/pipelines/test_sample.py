@@ -1,8 +1,10 @@
 """Candidates of a tiny random model: what stands in them, and that a killed run goes on to the same bytes."""
 
+import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +22,7 @@ from elocute.errors import InputError
 from elocute.pipelines.sample import CandidateSampler
 from elocute.recipe import load_recipe
 from elocute.rollout import sample_groups, seed_of
+from elocute.speech.codec import StarterCodec
 
 RECIPE = "recipes/starter/wavalign.yaml"
 SMALL = ["rollout.max_new_tokens=24", "rollout.prompts_per_step=2"]
@@ -82,6 +85,7 @@ def test_a_line_is_its_row_and_n_answers(sampler, speaking_lm, rows):
             assert candidate["seconds"] == len(waveform) / rate
     broken = [c for c in candidates if c["broken"]]
     assert 0 < len(broken) < 15 and "no end" in " ".join(c["broken"] for c in broken)
+    assert not any("cut" in c for c in candidates)  # an answer that must end and does not is broken instead
     assert len({tuple(c["output-units"]) for c in candidates}) > 10
     assert (summary["prompts"], summary["answers"], summary["broken"]) == (5, 15, len(broken))
     assert summary["seconds"] == pytest.approx(sum(c["seconds"] for c in candidates)) and summary["tokens_per_s"] > 0
@@ -146,6 +150,51 @@ def test_what_a_kill_leaves_goes_on_to_the_same_bytes(sampler, finished, tmp_pat
     (out / "audio/.x-0.wav.123-0a1b2c3d").write_bytes(b"RIFF")
     summary = sampler(data=sampler().data).run(resume=True)
     assert tree(out) == expected and summary["prompts"] == 5
+
+
+def test_defect_align_8_running_again_duplicates_nothing(sampler, finished, tmp_path):
+    """Neither candidates nor encoded audio."""
+    before, encoded = tree(finished), tree(tmp_path / "cache")
+    assert encoded and len({line["id"] for line in read(finished)}) == len(read(finished)) == 5
+    for resume in (True, False, True):
+        with contextlib.nullcontext() if resume else pytest.raises(InputError, match="there already"):
+            sampler("whole").run(resume=resume)
+        assert tree(finished) == before
+    sampler("elsewhere").run()
+    assert tree(tmp_path / "cache") == encoded
+
+
+@pytest.mark.parametrize(
+    ("part", "row", "what"), [("encode", 1, "audios: .*question.wav"), ("decode", 3, "its answers")]
+)
+def test_defect_align_8_an_exception_is_no_skipped_line(sampler, finished, rows, monkeypatch, part, row, what):
+    expected, calls = tree(finished), []
+
+    def failing(self, *given):
+        calls.append(given)
+        if part == "encode" or len(calls) > 3 * (row - 1):  # three answers a row
+            raise ValueError("a bug")
+        return working(self, *given)
+
+    working = getattr(StarterCodec, part)
+    with monkeypatch.context() as patch:
+        patch.setattr(StarterCodec, part, failing)
+        with pytest.raises(ValueError, match="a bug") as caught:
+            sampler("out", f"data.cache={finished.with_name('new')}").run()
+    assert re.fullmatch(rf"{rows}:{row}: {what}", caught.value.__notes__[0])
+    out = sampler("out").out
+    assert not out.exists() if part == "encode" else len(read(out)) == 2  # the batch before it
+    sampler("out").run(resume=part == "decode")
+    assert tree(out) == expected
+
+
+def test_defect_align_8_the_command_fails_and_names_the_row(model, rows, tmp_path):
+    broken = "from elocute.speech.codec import StarterCodec as C; C.encode = lambda *_: 1 // 0; "
+    words = [RECIPE, f"model={model}", f"data.cache={tmp_path / 'cache'}", "--data", rows, "-o", tmp_path / "out"]
+    command = [sys.executable, "-c", broken + "from elocute.cli import main; main()", "sample", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 1 and not (tmp_path / "out").exists()
+    assert re.search(rf"ZeroDivisionError: .*\n{rows}:1: audios: .*question.wav\n$", done.stderr)
 
 
 def test_a_line_that_was_never_written_here_is_not_cut_away(sampler, finished):
@@ -231,6 +280,15 @@ def test_all_bad_prompts_are_named_before_anything_is_sampled(sampler, tmp_path)
     assert said[0].startswith(f"{data}:2: units_codec: the row's units are of codec other")
     assert said[1].startswith(f"{data}:3: audios: ") and "silent" in said[1] and len(said) == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_prompts_that_leave_no_room_for_an_answer_are_named_too(sampler, rows):
+    job = sampler("out", "rollout.max_new_tokens=512")
+    with pytest.raises(InputError) as caught:
+        job.run()
+    said = str(caught.value).splitlines()
+    assert [line.split(": expected")[0] for line in said] == [f"{rows}:{n}: max_new_tokens" for n in range(1, 6)]
+    assert not job.out.exists()
 
 
 @pytest.mark.parametrize("shard", ["0/2", "3/2", "2", "a/b", "-1/2"])

@@ -184,6 +184,16 @@ def test_what_rows_lack_is_said_before_the_first_step(folder, tmp_path):
     ]
 
 
+def test_prompts_leave_room_for_the_longest_sample(folder, tmp_path):
+    long = ["rollout.max_new_tokens=500", f"data.train={folder / 'some.jsonl'}"]  # of 512 tokens of context
+    Trainer(make_recipe(folder, tmp_path / "offline", *OFFLINE, long[0]))
+    for mode, line in [("auto", 2), ("online", 1), ("best_worst", 1)]:  # in auto, row 1 has its rejected answer
+        more = [*long, f"objective.mode={mode}"] + (OFFLINE[1:] if mode != "best_worst" else [])
+        with pytest.raises(InputError, match=rf"^\S+some\.jsonl:{line}: max_new_tokens: expected at most \d+, got 500"):
+            Trainer(make_recipe(folder, tmp_path / mode, *more))
+        assert not (tmp_path / mode).exists()
+
+
 def test_held_out_rows_need_both_answers_in_every_mode(folder, tmp_path):
     dev = write_rows(tmp_path / "dev.jsonl", preference_rows(2, rejected=lambda index: index == 0))
     with pytest.raises(InputError, match=f"^{dev}:2: rejected_audio: expected"):

@@ -1,6 +1,7 @@
 """What is wrong with rows is said before the first step, all of it at once, and nothing is left behind."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,19 @@ def test_questions(start, tmp_path):
     assert lines[1].startswith(f"3: audios: {tmp_path / 'noise.wav'}: not a readable audio file")
     assert lines[2].startswith(f"5: audios: {tmp_path / 'silence.wav'}: audio is silent")
     assert start(rows, "objective.mixing={kind: fixed, value: 1}") == lines  # also where no answer is learnt
+
+
+def test_prompts_leave_room_for_the_longest_answer(start):
+    words = ["two plus two", "two plus two plus two plus two", "two plus two plus two"]
+    rows = [row([{"role": "user", "content": text}]) for text in words]
+    [line] = start(rows, "rollout.max_new_tokens=512")
+    room, longest = map(int, re.search(r"^1: .*expected at most (\d+), got 512.* the longest (\d+)", line).groups())
+    assert room + longest == 512  # the model's context
+    [line] = start(rows, f"rollout.max_new_tokens={room + 1}")
+    assert line == (
+        f"2: max_new_tokens: expected at most {room}, got {room + 1}, or shorter prompts: this one has {longest} "
+        f"tokens, the longest {longest}, the model's context holds 512"
+    )
 
 
 def test_answers_to_learn(start, tmp_path):

@@ -8,6 +8,7 @@ The schema (any other field is kept in `Example.columns`; `null` and "" mean tha
     rejected_text, rejected_audio       the answer to unlearn
     sft_target_units, rejected_units    [int, …]: the answer's very units, in place of its encoded audio
     units_codec       digest of the codec that they are of
+    sft_target_cut, rejected_cut        bool: the answer's speech was stopped before its end
     question_text     what a judge reads in place of the question's audio
     task_type, id     str
 
@@ -43,6 +44,8 @@ NAMED = {
     "sft_target_units",
     "rejected_units",
     "units_codec",
+    "sft_target_cut",
+    "rejected_cut",
     "question_text",
     "task_type",
     "id",
@@ -258,12 +261,13 @@ class _Row:
         """An answer's speech: its units if the row has them, else its audio, else the closing turn's audio."""
         reference, units = self.text(f"{answer}_audio"), self.units(f"{answer}_units")
         audio = (self.found(f"{answer}_audio", reference) if reference else None) or closing
-        if not units:
-            return audio
-        codec = self.text("units_codec")
-        if codec is None:
-            self.problem("units_codec", f"the digest of the codec that {answer}_units are of", "null")
-        return replace(audio or AudioRef(self.sources.file), units=units, codec=codec)
+        cut = self.flag(f"{answer}_cut")
+        if units:
+            codec = self.text("units_codec")
+            if codec is None:
+                self.problem("units_codec", f"the digest of the codec that {answer}_units are of", "null")
+            audio = replace(audio or AudioRef(self.sources.file), units=units, codec=codec)
+        return audio and replace(audio, cut=cut)
 
     def units(self, name: str) -> tuple[int, ...] | None:
         values = self.items(name)
@@ -274,6 +278,14 @@ class _Row:
         if not values and self.fields.get(name) == []:
             self.problem(name, "at least one unit", "[]")
         return tuple(values) or None
+
+    def flag(self, name: str) -> bool:
+        value = self.fields.get(name)
+        if value is None or value == "":
+            return False
+        if not isinstance(value, bool):
+            self.problem(name, "true or false", _kind(value))
+        return value is True
 
     def found(self, name: str, reference: str) -> AudioRef | None:
         return self.tried(name, self.sources.find, reference)

@@ -14,6 +14,7 @@ class AudioRef:
 
     seconds: only the first n seconds of the sound file; what is after them is cut off before anything is encoded.
     units: the very units, made by the codec whose digest is `codec`; `path` is then only their sound, for people.
+    cut: of an answer: it was stopped at the longest length allowed and goes on, so that no end stands behind it.
     """
 
     path: Path
@@ -21,6 +22,7 @@ class AudioRef:
     seconds: float | None = None
     units: tuple[int, ...] | None = None
     codec: str | None = None
+    cut: bool = False
 
     def __str__(self) -> str:
         return str(self.path) if self.key is None else f"{self.path}#{self.key}"

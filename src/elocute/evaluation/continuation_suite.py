@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from elocute.data.audio import load_audio, save_wav
 from elocute.data.cache import EncodedAudio
@@ -34,7 +33,7 @@ from elocute.models import SpeechLM
 from elocute.rewards.asr import Ear, hear
 from elocute.rewards.outcome import Invalid, Outcome, Reward, Scored, Unavailable
 from elocute.rewards.text_likelihood import TextLM
-from elocute.rollout import Sampling, sample_groups, seed_of
+from elocute.rollout import Sampling, check_room, sample_groups, seed_of
 
 SOUND_FILES = (".flac", ".mp3", ".ogg", ".wav")
 METRICS = (
@@ -105,7 +104,8 @@ def continue_all(
     A draw's seed is a function of `seed` and the prompt's id: batch size and order do not change a continuation.
     """
     prompts = [lm.encode_prompt(example, audio) for example in examples]
-    _check_room(lm, prompts, sampling)
+    lengths = {example.where: len(prompt) for example, prompt in zip(examples, prompts, strict=True)}
+    check_room(lm, lengths, sampling.max_new_tokens)
     heard_prompts = _hear_prompts(examples, audio, ear, out / "prompts", progress)
     order = sorted(range(len(examples)), key=lambda index: len(prompts[index]))
     said: dict[int, tuple[Utterance, list[int], int]] = {}
@@ -125,15 +125,6 @@ def continue_all(
         if len(utterance.waveform):
             save_wav(out / "continuations" / f"{index}.wav", utterance.waveform, utterance.sample_rate)
     return found
-
-
-def _check_room(lm: SpeechLM, prompts: Sequence[torch.Tensor], sampling: Sampling) -> None:
-    longest, context = max(map(len, prompts)), getattr(lm, "context", None)
-    if context is not None and longest + sampling.max_new_tokens > context:
-        raise InputError(
-            f"--max-new-tokens {sampling.max_new_tokens}: the longest prompt has {longest} tokens and the model's "
-            f"context holds {context}"
-        )
 
 
 def _hear_prompts(

@@ -17,7 +17,7 @@ from elocute.errors import InputError
 from elocute.evaluation.listening import write_answers
 from elocute.evaluation.spoken_qa import answer_all, by_column, judge_all, summarise
 from elocute.evaluation.statistics import Estimate
-from elocute.models import InterleavedLM, check_model, load_speaker
+from elocute.models import SpeechLM, check_model, load_speaker
 from elocute.recipe import load_recipe
 from elocute.recipe.rewards import EarSpec, PocketSphinxSpec
 from elocute.rewards.build import build_ear
@@ -49,7 +49,7 @@ def write_eval(path: Path, values: dict) -> None:
 
 
 def evaluate(
-    lm: InterleavedLM,
+    lm: SpeechLM,
     audio: EncodedAudio,
     examples: Sequence[Example],
     name: str,

@@ -17,7 +17,7 @@ from elocute.data.cache import EncodedAudio
 from elocute.data.normalise import normalise
 from elocute.data.types import Example, Utterance
 from elocute.evaluation.statistics import Estimate, bootstrap_ratio, wilson
-from elocute.models import InterleavedLM
+from elocute.models import SpeechLM
 from elocute.rewards.rule import right_answers
 from elocute.rollout import Sampling, sample_groups, seed_of
 
@@ -38,7 +38,7 @@ class Row:
 
 
 def answer_all(
-    lm: InterleavedLM,
+    lm: SpeechLM,
     audio: EncodedAudio,
     examples: Sequence[Example],
     sampling: Sampling,

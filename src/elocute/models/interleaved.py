@@ -98,7 +98,7 @@ class InterleavedLM(SpeechLM):
             raise InputError(f"{example.where}: {name}_text: the text holds the control token {found[0]!r}")
         units = units_of(example, f"{name}_audio", ref, audio)
         try:
-            return self.layout.assemble(self.tokenizer.encode(text or "", add_special_tokens=False), units)
+            return self.layout.assemble(self.tokenizer.encode(text or "", add_special_tokens=False), units, cut=ref.cut)
         except InputError as error:
             raise InputError(f"{example.where}: {error}") from error
 

@@ -73,13 +73,15 @@ class Layout:
             return 0, math.inf
         return self.ratio[min(index, len(self.ratio) - 1)]
 
-    def assemble(self, text_ids: Sequence[int], units: Sequence[int]) -> Tokens:
-        """Lay out a known answer. text_ids without its end marker; units counted from 0.
+    def assemble(self, text_ids: Sequence[int], units: Sequence[int], *, cut: bool = False) -> Tokens:
+        """Lay out a known answer. text_ids without its end marker; units counted from 0; cut: it did not end there.
 
-        InputError: the speech is too short to reach the end of the text.
+        InputError: the speech is too short to reach the end of the text; or it was cut, and the layout asks for an end.
         """
+        if cut and not self.open_ended:
+            raise InputError("the answer was cut before its end; this model's answers must end")
         text = iter([*text_ids, self.text_end])
-        end = [] if self.answer_end is None else [self.answer_end]
+        end = [] if cut or self.answer_end is None else [self.answer_end]
         speech = iter([*(self.first_unit + int(unit) for unit in units), *end])
         cursor = Cursor(self)
         while not cursor.done:

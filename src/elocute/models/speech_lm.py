@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from elocute.data.cache import EncodedAudio
 from elocute.data.types import AudioRef, Example, Utterance
-from elocute.errors import InputError
+from elocute.errors import InputError, naming
 from elocute.models.layout import Layout
 from elocute.speech import Codec
 from elocute.speech.codec import BrokenUnits
@@ -18,6 +18,8 @@ from elocute.speech.codec import BrokenUnits
 
 class SpeechLM:
     """The network of a speech LM, as training and sampling use it.
+
+    Each kind adds what its tokens mean: `encode_prompt`, `encode_target`, `encode_rejected`, `decode`, `save`.
 
     model: the network (may be wrapped by peft); layout: what an answer's tokens are; codec (waveform ⇄ units);
     settings: its elocute.json. compute: the type its matrix products are done in, None: that of its weights.
@@ -93,7 +95,8 @@ def load_network(folder: Path, dtype: torch.dtype | str, **how):
 def units_of(example: Example, field: str, ref: AudioRef, audio: EncodedAudio) -> np.ndarray:
     """The units of one of a row's recordings; what is wrong with it names the row and the field."""
     try:
-        return audio.units(ref)
+        with naming(f"{example.where}: {field}: {ref}"):
+            return audio.units(ref)
     except InputError as error:
         raise InputError(f"{example.where}: {field}: {error}") from error
 

@@ -8,7 +8,8 @@ layouts say by their config.json what the tokens are, and are loaded without the
     TWIST (Hassid et al. 2023)     OPT or LLaMA with `offset` in its config: unit_0 is that offset, no bos, no eos
     SlamKit (Maimon et al. 2025)   `speech_language_model` with a `base_config`, weights `lm.…`: unit_0 2, bos, eos 1
 
-A continuation is cut at the longest length allowed and is whole all the same; `"open_ended": false` asks for an eos.
+A continuation is cut at the longest length allowed and is whole all the same, and no eos is ever learnt behind it;
+`"open_ended": false` asks for an eos.
 Whether units stand without repeats is the codec's matter.
 """
 
@@ -80,7 +81,10 @@ class UnitLM(SpeechLM):
         return torch.tensor(ids)
 
     def encode_target(self, example: Example, audio: EncodedAudio) -> Tokens:
-        """The row's supervised continuation, with its eos if the model has one. InputError when the row has none."""
+        """The row's supervised continuation; behind it eos, if the model has one, unless it was cut.
+
+        InputError when the row has none.
+        """
         return self._answer(example, "sft_target_audio", example.target_audio, audio)
 
     def encode_rejected(self, example: Example, audio: EncodedAudio) -> Tokens:
@@ -100,7 +104,11 @@ class UnitLM(SpeechLM):
     def _answer(self, example: Example, field: str, ref: AudioRef | None, audio: EncodedAudio) -> Tokens:
         if ref is None:
             raise InputError(f"{example.where}: {field}: expected the continuation's speech")
-        answer = self.layout.assemble([], units_of(example, field, ref, audio))
+        units = units_of(example, field, ref, audio)
+        try:
+            answer = self.layout.assemble([], units, cut=ref.cut)
+        except InputError as error:
+            raise InputError(f"{example.where}: {field}: {error}") from error
         self._check_length(f"{example.where}: {field}", len(self.encode_prompt(example, audio)) + len(answer))
         return answer
 

@@ -4,6 +4,8 @@
      "output": {"0": {"output-text": "four", "output-audio": "audio/q1-0.wav", "output-units": [1030, 7, …], "seed": 7,
                       "broken": null, "seconds": 0.8}, "1": …}}
 
+An answer that was stopped at the longest length allowed and is whole all the same has `"cut": true` beside `broken`.
+
 `score` adds to each candidate what the recipe's rewards say:
 
     {…, "score": 0.9, "outcome": {"kind": "scored"}, "scores": {"right": 1.0, "clear": null},
@@ -100,6 +102,8 @@ def _problem(candidate: Any, folder: Path) -> str | None:
     for name in ("output-text", "output-audio", "broken"):
         if not isinstance(candidate.get(name), str | None):
             return f".{name}: expected a string or null"
+    if not isinstance(candidate.get("cut"), bool | None):
+        return ".cut: expected true or false"
     units = candidate.get("output-units")
     if units is not None and not (isinstance(units, list) and all(type(unit) is int and unit >= 0 for unit in units)):
         return ".output-units: expected a list of integers, at least 0"

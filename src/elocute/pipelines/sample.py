@@ -21,14 +21,14 @@ from elocute.data.digest import digest_file, digest_folder
 from elocute.data.files import is_unfinished
 from elocute.data.rows import check_rows, each_row
 from elocute.data.types import Example
-from elocute.errors import InputError
+from elocute.errors import InputError, naming
 from elocute.models import SpeechLM, check_model, load_model
 from elocute.models.speech_lm import read_settings
 from elocute.pipelines.candidates import Fields, Row, audio_name, moved, portions
 from elocute.pipelines.journal import Journal
 from elocute.pipelines.tally import SampledTally
 from elocute.recipe import Recipe
-from elocute.rollout import Rollout, Sampling, sample_groups, seed_of
+from elocute.rollout import Rollout, Sampling, check_room, sample_groups, seed_of
 
 Progress = Callable[[str, int, int, dict], None]
 """Called with (stage, done, of, values)."""
@@ -128,7 +128,8 @@ class CandidateSampler:
             raise InputError(
                 f"{example.where}: units_codec: the row's units are of codec {theirs}, the model's is {ours}"
             )
-        lm.encode_prompt(example, audio)
+        prompt = lm.encode_prompt(example, audio)
+        check_room(lm, {example.where: len(prompt)}, self.recipe.rollout.max_new_tokens)
         audio.forget()
 
     def _answer(self, lm, audio: EncodedAudio, examples: Sequence[Example], sampling: Sampling) -> list[list[Rollout]]:
@@ -139,7 +140,8 @@ class CandidateSampler:
 
     def _line(self, lm: SpeechLM, row: Row, group: Sequence[Rollout]) -> Fields:
         fields, example = row
-        output = {str(k): self._candidate(lm, example.id, k, rollout) for k, rollout in enumerate(group)}
+        with naming(f"{example.where}: its answers"):
+            output = {str(k): self._candidate(lm, example.id, k, rollout) for k, rollout in enumerate(group)}
         named = {"id": example.id, "units_codec": lm.codec.digest, "output": output}
         return moved(fields, self.data.parent, self.out) | named
 
@@ -157,6 +159,7 @@ class CandidateSampler:
             "output-units": lm.layout.read(rollout.tokens.ids).units,
             "seed": rollout.seed,
             "broken": broken,
+            **({"cut": True} if rollout.truncated and not broken else {}),
             "seconds": utterance.seconds,
         }
 

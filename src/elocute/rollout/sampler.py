@@ -7,7 +7,7 @@
 - Forced tokens are fed, never sampled: log-prob 0 and no action.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,15 +57,25 @@ def sample_groups(
     group_size = len(seeds[0])
     if any(len(row) != group_size for row in seeds):
         raise ValueError("every prompt needs the same number of seeds")
-    longest = max(map(len, prompts))
-    if lm.context is not None and longest + sampling.max_new_tokens > lm.context:
-        raise InputError(
-            f"max_new_tokens: expected at most {lm.context - longest}, got {sampling.max_new_tokens}: "
-            f"the longest prompt has {longest} tokens, the model's context {lm.context}"
-        )
+    check_room(lm, {f"prompt {i}": len(prompt) for i, prompt in enumerate(prompts, 1)}, sampling.max_new_tokens)
     batch = _Batch(lm, prompts, [seed for row in seeds for seed in row], group_size, sampling)
     rollouts = batch.run()
     return [rollouts[start : start + group_size] for start in range(0, len(rollouts), group_size)]
+
+
+def check_room(lm: SpeechLM, lengths: Mapping[str, int], max_new_tokens: int) -> None:
+    """InputError, naming the first, unless each prompt and the longest answer fit into the model's context together.
+
+    lengths: each prompt's tokens, by the row it comes from.
+    """
+    context, longest = lm.context, max(lengths.values(), default=0)
+    if context is None or longest + max_new_tokens <= context:
+        return
+    where = next(where for where, tokens in lengths.items() if tokens + max_new_tokens > context)
+    raise InputError(
+        f"{where}: max_new_tokens: expected at most {max(context - longest, 0)}, got {max_new_tokens}, or shorter "
+        f"prompts: this one has {lengths[where]} tokens, the longest {longest}, the model's context holds {context}"
+    )
 
 
 class _Batch:

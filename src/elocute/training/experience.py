@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from elocute.data.cache import EncodedAudio
 from elocute.data.types import Answer, Example
 from elocute.errors import InputError
-from elocute.models import InterleavedLM
+from elocute.models import SpeechLM
 from elocute.recipe.schema import Recipe
 from elocute.rewards.combine import Judged, RewardMixer
 from elocute.rollout import Rollout, Sampling, sample_groups, seed_of
@@ -65,7 +65,7 @@ def sampling_of(recipe: Recipe) -> Sampling:
 
 
 def sample(
-    lm: InterleavedLM,
+    lm: SpeechLM,
     audio: EncodedAudio,
     examples: Sequence[Example],
     recipe: Recipe,
@@ -92,7 +92,7 @@ def sample(
 
 
 def collect(
-    lm: InterleavedLM,
+    lm: SpeechLM,
     audio: EncodedAudio,
     examples: Sequence[Example],
     mixer: RewardMixer,

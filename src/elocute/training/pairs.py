@@ -10,7 +10,7 @@ import torch
 from elocute.data.cache import EncodedAudio
 from elocute.data.types import Example
 from elocute.errors import InputError
-from elocute.models import InterleavedLM
+from elocute.models import SpeechLM
 from elocute.models.layout import Tokens
 from elocute.objectives.tokens import scope_mask
 from elocute.recipe.schema import Dpo
@@ -36,19 +36,22 @@ class Pair(NamedTuple):
 class PairMaker:
     """Makes pairs as the objective's mode says. What rows lack comes out before the first step, in `encode`."""
 
-    def __init__(self, spec: Dpo, lm: InterleavedLM, audio: EncodedAudio):
+    def __init__(self, spec: Dpo, lm: SpeechLM, audio: EncodedAudio):
         self.spec, self.lm, self.audio = spec, lm, audio
         self.chosen: dict[str, Tokens] = {}
         self.rejected: dict[str, Tokens] = {}
+        self.lengths: dict[str, int] = {}  # of prompts that are sampled from, by the row's place
         self.reference: dict[str, torch.Tensor] = {}  # of rows whose log-probs are known beforehand
 
     def encode(self, example: Example) -> None:
         """What the row brings to its pair. InputError when it lacks what the mode needs."""
-        self.lm.encode_prompt(example, self.audio)
+        prompt = self.lm.encode_prompt(example, self.audio)
         if self.spec.mode != "best_worst":
             self.chosen[example.id] = self.lm.encode_target(example, self.audio)
         if self.spec.mode == "offline" or (self.spec.mode == "auto" and not _lacks_rejected(example)):
             self.rejected[example.id] = self._rejected(example, self.chosen[example.id])
+        if self.samples(example):
+            self.lengths[example.where] = len(prompt)
         self._weight(example)
 
     def of_row(self, example: Example) -> Pair:

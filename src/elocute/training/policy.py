@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from elocute.errors import InputError
-from elocute.models import InterleavedLM, load_model
+from elocute.models import SpeechLM, load_model
 from elocute.objectives.kl import kl_k3
 from elocute.objectives.logprobs import exact_kl, selected_logprobs
 from elocute.recipe.schema import Recipe
@@ -21,7 +21,7 @@ class Policy(torch.nn.Module):
     Dropout is off, always: the policy that scores must be the policy that sampled.
     """
 
-    def __init__(self, lm: InterleavedLM, *, share_prompts: bool = True):
+    def __init__(self, lm: SpeechLM, *, share_prompts: bool = True):
         """share_prompts: run the prompt of a group once. Gradient checkpointing keeps no keys and values: off there."""
         super().__init__()
         self.share_prompts = share_prompts
@@ -168,7 +168,7 @@ def freeze(network: torch.nn.Module, patterns: Sequence[re.Pattern]) -> None:
 
 
 @torch.no_grad()
-def check_head(lm: InterleavedLM, folder) -> None:
+def check_head(lm: SpeechLM, folder) -> None:
     """Log-probs are taken as head(hidden); a model that scales or caps its logits would be scored wrongly.
 
     The head is made to say numbers far apart: they must come out as they are, and the trunk's output must go in.

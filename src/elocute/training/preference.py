@@ -12,6 +12,7 @@ from elocute.data.types import Example
 from elocute.errors import InputError
 from elocute.recipe.schema import Dpo, Recipe
 from elocute.rewards.combine import RewardMixer
+from elocute.rollout import check_room
 from elocute.training.experience import Experience, collect, my_prompts, sample
 from elocute.training.metrics import preference_metrics
 from elocute.training.pairs import Pair, PairMaker
@@ -42,6 +43,7 @@ class Preference:
         self.examples = examples
         self.maker = PairMaker(self.spec, policy.lm, audio)
         check_rows(examples, self.maker.encode)
+        check_room(policy.lm, self.maker.lengths, recipe.rollout.max_new_tokens)
         self.held_out: list[Pair] = []
         rows = PairMaker(Dpo(kind="dpo", scope=self.spec.scope), policy.lm, audio)
         check_rows(held_out, lambda example: self.held_out.append(rows.of_row(example)))

@@ -21,7 +21,7 @@ from elocute.objectives.mixing import AdaptiveMixing, FixedMixing
 from elocute.recipe import Recipe
 from elocute.recipe.schema import Adaptive, Dpo
 from elocute.rewards.combine import RewardMixer, build_mixer
-from elocute.rollout import seed_of
+from elocute.rollout import check_room, seed_of
 from elocute.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
@@ -69,11 +69,13 @@ class Trainer:
         self.lm = policy.lm
         self.audio = EncodedAudio(self.lm.codec, recipe.data.cache)
         self.targets: dict[str, Tokens] = {}
+        self.lengths: dict[str, int] = {}  # of prompts that are sampled from, by the row's place
         self.preference: Preference | None = None
         if isinstance(recipe.objective, Dpo):
             self.preference = Preference(recipe, self.examples, held_out, policy, self.audio, self.accelerator)
         else:
             check_rows(self.examples, self._encode)
+            check_room(self.lm, self.lengths, recipe.rollout.max_new_tokens)
         parameters = [p for p in policy.parameters() if p.requires_grad]
         optim = recipe.optim
         optimizer = torch.optim.AdamW(parameters, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
@@ -235,7 +237,9 @@ class Trainer:
 
     def _encode(self, example: Example) -> None:
         """Question and supervised answer, before the first step: audio goes into the cache, what is bad comes out."""
-        self.lm.encode_prompt(example, self.audio)
+        prompt = self.lm.encode_prompt(example, self.audio)
+        if self.recipe.objective.samples:
+            self.lengths[example.where] = len(prompt)
         mixing = self.recipe.objective.mixing
         if isinstance(mixing, Adaptive) or mixing.value < 1:
             self.targets[example.id] = self.lm.encode_target(example, self.audio)

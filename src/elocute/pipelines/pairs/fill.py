@@ -66,7 +66,8 @@ class RowPairs:
             text = content.replace(AUDIO_MARK, "").strip() if audio else content
         if not messages or messages[-1].role != "user":
             raise BadRow("messages: expected a user's turn before the answer, got none")
-        return Candidate(row.sft_target_text or text, row.sft_target_audio or audio, row.sft_target_units)
+        speech = row.sft_target_audio or audio, row.sft_target_units
+        return Candidate(row.sft_target_text or text, *speech, cut=row.sft_target_cut)
 
     def _choose(self, row: Row, ranked: list[Ranked], target: Candidate) -> list[Pair]:
         if self.from_target:
@@ -96,9 +97,11 @@ class RowPairs:
         row.sft_target_text = chosen.text or None
         row.sft_target_audio = chosen.audio and _moved(chosen.audio, lead[self.chosen_kind])
         row.sft_target_units = chosen.units and _checked_units(chosen.units, pair.chosen_key)
+        row.sft_target_cut = chosen.cut or None
         row.rejected_text = rejected.text or None
         row.rejected_audio = rejected.audio and _moved(rejected.audio, lead["generated"])
         row.rejected_units = rejected.units and _checked_units(rejected.units, pair.rejected_key)
+        row.rejected_cut = rejected.cut or None
         row.chosen_score, row.rejected_score = pair.chosen_score, pair.rejected_score
         row.score_gap = pair.gap if pair.gap == pair.gap else None
         row.chosen_key, row.rejected_key = pair.chosen_key, pair.rejected_key

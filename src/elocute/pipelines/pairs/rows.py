@@ -39,7 +39,8 @@ class Measures(msgspec.Struct, gc=False):
 class Candidate(
     msgspec.Struct, gc=False, rename={"text": "output-text", "audio": "output-audio", "units": "output-units"}
 ):
-    """One answer. `units`: a JSON list as bytes; `seconds` of speech; `broken`: why it is no proper answer."""
+    """One answer. `units`: a JSON list as bytes; `seconds` of speech; `broken`: why it is no proper answer; `cut`: it
+    was stopped before its end."""
 
     text: str | None = None
     audio: str | None = None
@@ -48,6 +49,7 @@ class Candidate(
     score: float | None = None
     measures: Measures | None = None
     broken: str | None = None
+    cut: bool | None = None
     seconds: float | None = None
 
 
@@ -66,9 +68,11 @@ _FIRST = [
     ("sft_target_text", str | None, None),
     ("sft_target_audio", str | None, None),
     ("sft_target_units", Raw, None),
+    ("sft_target_cut", bool | None, None),
     ("rejected_text", Raw, None),
     ("rejected_audio", Raw, None),
     ("rejected_units", Raw, None),
+    ("rejected_cut", Raw, None),
 ]
 _LAST = [
     ("source_dataset", Raw, None),
