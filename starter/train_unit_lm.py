@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -132,6 +133,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("starter/unit_lm"))
     parser.add_argument("--units", default="starter/units")
     parser.add_argument("--store", default="starter/build/sentences.safetensors")
+    parser.add_argument("--start", type=Path, help="a model folder whose weights it starts from")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=8192, help="of a batch")
     parser.add_argument("--lr", type=float, default=2e-3)
@@ -157,6 +159,8 @@ def main() -> None:
             eos_token_id=EOS,
         )
     )
+    if asked.start:
+        model.load_state_dict(load_file(asked.start / "model.safetensors"), strict=False)  # the tied head is not there
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
     train(model, drawn(), Sequences(store), asked)
 

@@ -12,7 +12,9 @@ from elocute.models.interleaved import InterleavedLM, make_layout
 from elocute.speech.codec import StarterCodec
 from starter.train_base import SETTINGS, make_tokenizer
 
-settings.register_profile("elocute", deadline=None)  # how long an example takes says how busy the machine is
+# How long an example takes says how busy the machine is. The same examples each time: a red run is the change's fault.
+settings.register_profile("elocute", deadline=None, derandomize=True)
+settings.register_profile("search", deadline=None)  # others each time: pytest --hypothesis-profile search
 settings.load_profile("elocute")
 
 

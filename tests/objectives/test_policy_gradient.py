@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from elocute.objectives.policy_gradient import policy_gradient, truncated_importance
 
 logps = st.floats(-8, 0)
+advantages = st.floats(-3, 3, allow_subnormal=False)  # so small that products round to equal, they tell no side
 
 
 def twin(logp, old, advantage, clip, importance):
@@ -19,7 +20,7 @@ def twin(logp, old, advantage, clip, importance):
     return -gain * importance
 
 
-@given(logps, logps, st.floats(-3, 3), st.sampled_from([None, (0.2, 0.2), (0.2, 0.28)]), st.floats(0, 2))
+@given(logps, logps, advantages, st.sampled_from([None, (0.2, 0.2), (0.2, 0.28)]), st.floats(0, 2))
 def test_equals_the_twin(logp, old, advantage, clip, importance):
     tensors = [torch.tensor([x], dtype=torch.float64) for x in (logp, old, advantage)]
     weight = torch.tensor([importance], dtype=torch.float64)
