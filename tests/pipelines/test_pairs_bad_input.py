@@ -5,7 +5,7 @@ import json
 import pytest
 
 from elocute.errors import InputError
-from elocute.pipelines.pairs import split
+from elocute.pipelines.pairs import source
 from elocute.pipelines.pairs.build import build_pairs
 from tests.pipelines.pair_files import as_lines, built, candidate, options, row, some_rows
 
@@ -77,8 +77,9 @@ def test_text_that_is_no_unicode_is_named_even_where_it_passes_through(tmp_path)
         (f"[{GOOD},\n" + GOOD[:-9], "c.jsonl:1: after row 1: expected a comma and an object, or ], got"),
         (f"[{GOOD}\n", "got the end of the file"),
         (f"[{GOOD}] []", "got '] []'"),
-        (f"[{GOOD} {GOOD}]", "a comma"),
-        (f"[{GOOD},,{GOOD}]", "a comma"),
+        (f"[{GOOD} {GOOD}]", "c.jsonl:1: [1]: row: expected a comma before it, and only one"),
+        (f"[{GOOD},\n, {GOOD}]", "c.jsonl:2: [1]: row: expected a comma before it, and only one"),
+        (f"[, {GOOD}]", "c.jsonl:1: [0]: row: expected"),
     ],
 )
 def test_a_file_that_is_cut_or_mispunctuated_is_refused(tmp_path, content, said):
@@ -102,8 +103,8 @@ def _without_comma(rows, place):
 
 
 def test_an_endless_row_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(split, "LONGEST_ROW", 10_000)
-    monkeypatch.setattr(split, "WINDOW", 1000)
+    monkeypatch.setattr(source, "LONGEST_ROW", 10_000)
+    monkeypatch.setattr(source, "WINDOW", 1000)
     for content in ('[{"a": "' + "x" * 30_000, '{"a": "' + "x" * 30_000):
         with pytest.raises(InputError, match="c.jsonl: expected rows of at most"):
             built(tmp_path, content)
@@ -132,3 +133,10 @@ def test_thresholds_that_leave_nothing_are_an_error_with_counts(tmp_path):
         "(of 22 candidates, broken: 1)"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["c.jsonl"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_more_fields_than_any_table_has_are_refused(tmp_path, workers):
+    rows = [{**one, **{f"field {number} {i}": 1 for i in range(200)}} for number, one in enumerate(some_rows(6))]
+    with pytest.raises(InputError, match=r"c.jsonl:6: row: expected at most 1000 different fields in all rows"):
+        built(tmp_path, as_lines(rows), workers=workers, part_bytes=10**6)

@@ -18,11 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elocute.errors import InputError, RunError
-from elocute.pipelines.pairs import split
+from elocute.pipelines.pairs import source
 from elocute.pipelines.pairs.build import build_pairs, look_at_pairs
 from elocute.pipelines.pairs.card import card_path
-from elocute.pipelines.pairs.choose import Best
-from elocute.pipelines.pairs.split import Source, blocks, raw_rows
+from elocute.pipelines.pairs.merge import DTYPE, kept
+from elocute.pipelines.pairs.source import Source, raw_rows, read_span
 from tests.pipelines.pair_files import as_lines, built, options, some_rows
 
 strings = st.text(st.sampled_from('{}[]",\\ \n:aü'), max_size=8)
@@ -38,22 +38,21 @@ values = st.recursive(
     st.booleans(),
     st.integers(1, 60),
 )
-def test_parts_and_blocks_hold_each_row_once_in_any_layout(rows, indent, array, size):
+def test_parts_hold_each_row_once_in_any_layout_and_rows_are_found_again(rows, indent, array, size):
     text = json.dumps(rows, indent=indent) if array else "\n \r\n".join(json.dumps(one) for one in rows)
     content = b"\xef\xbb\xbf \n"[: 5 if array else 3] + text.encode()
-    with (
-        patch.object(split, "WINDOW", size),
-        patch.object(split, "BLOCK", 2 * size),
-        tempfile.NamedTemporaryFile() as file,
-    ):
+    with patch.object(source, "WINDOW", size), tempfile.NamedTemporaryFile() as file:
         file.write(content)
         file.flush()
-        found = []
-        for span in Source(file.name).spans(3 * size):
-            for block, no_comma in blocks(file, span):
-                assert not no_comma
-                found += raw_rows(block, array)
+        found, read = [], Source(file.name)
+        for span in read.spans(3 * size):
+            found += [raw for _, raw in raw_rows(read_span(file, span, array), array)]
+        places = read.places(range(0, len(rows), 2))
     assert [json.loads(raw) for raw in found] == rows
+    for number, (where, raw) in places.items():
+        line = int(where.removeprefix(f"{file.name}:").split(":")[0])
+        assert raw == found[number] and raw.split(b"\n")[0] in content.split(b"\n")[line - 1]
+    assert sorted(places) == list(range(0, len(rows), 2))
 
 
 @pytest.mark.parametrize("indent", [None, 0, 1])
@@ -98,38 +97,41 @@ def test_top_k_are_the_widest(folders):
     assert sorted(kept, reverse=True) == gaps[:30]
 
 
-def test_the_best_of_a_stream_even_of_equals():
-    values = np.random.default_rng(0).integers(0, 50, 300_000)
-    best = Best(1000)
-    for some in np.array_split(values, 7):
-        best.look((some, np.zeros(len(some))))
-    best.close()
-    kept = np.concatenate([some[best.keeps((some, np.zeros(len(some))))] for some in np.array_split(values, 7)])
-    assert sorted(kept) == sorted(values)[:1000]
-    few = Best(10)
-    few.look((values[:3],))
-    few.close()
-    assert few.keeps((values[:3],)).all()
+def test_top_k_of_many_equals_are_those_that_the_seed_draws(tmp_path):
+    draw, records = np.random.default_rng(0), np.zeros(100_000, dtype=DTYPE)
+    records["margin"], records["gap"] = draw.integers(0, 5, (2, len(records)))
+    records["draw"] = draw.integers(0, 30_000, len(records))
+    order = sorted(
+        range(len(records)), key=lambda i: [-records[i]["margin"], -records[i]["gap"], records[i]["draw"], i]
+    )
+    keep, dropped = kept(records, options(tmp_path, top_k=7000))
+    assert np.flatnonzero(keep).tolist() == sorted(order[:7000]) and dropped == {"beyond --top-k": 93_000}
+    keep, dropped = kept(records, options(tmp_path, top_k=7000, max_samples=1000))
+    drawn = sorted(sorted(order[:7000]), key=lambda i: records[i]["draw"])[:1000]
+    assert np.flatnonzero(keep).tolist() == sorted(drawn) and dropped["not drawn for --max-samples"] == 6000
+    assert kept(records, options(tmp_path, top_k=10**6))[0].all()
 
 
 KILLED = """
-import sys
+import sys, time
 from elocute.pipelines.pairs.build import build_pairs
 from elocute.pipelines.pairs.options import PairOptions
-build_pairs(PairOptions(input=sys.argv[1], output=sys.argv[2], max_samples=900), part_bytes=3000, workers=2)
+options = PairOptions(input=sys.argv[1], output=sys.argv[2], max_samples=900)
+build_pairs(options, part_bytes=3000, workers=2, progress=lambda *_: time.sleep(0.002))  # long enough to be killed
 """
 
 
 def test_killed_anywhere_the_same_command_ends_with_the_same_bytes_and_leaves_no_process(folders):
     folder, whole = folders("killed"), folders("whole")
-    content = as_lines(some_rows(2000))
+    content = as_lines(some_rows(1200))
     (folder / "c.jsonl").write_text(content)
     command = [sys.executable, "-c", KILLED, str(folder / "c.jsonl"), str(folder / "pairs.jsonl")]
-    parts = folder / ".pairs.jsonl.unfinished"
+    journal = folder / ".pairs.jsonl.unfinished" / "parts.jsonl"
+    done = b""
     for wanted in (3, 40, 120):
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
-        while len(list(parts.glob("*.json"))) < wanted:
+        while not journal.exists() or journal.read_bytes().count(b"\n") < wanted:
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.005)
         children = psutil.Process(process.pid).children()
@@ -137,43 +139,52 @@ def test_killed_anywhere_the_same_command_ends_with_the_same_bytes_and_leaves_no
         process.wait()
         assert len(children) == 2 and not psutil.wait_procs(children, timeout=60)[1]
         assert not (folder / "pairs.jsonl").exists()
-    before = {path.name: path.stat().st_ino for path in parts.glob("*.json")}
+        before, done = done, journal.read_bytes().rpartition(b"\n")[0]
+        assert done.startswith(before)  # nothing that was done is done again
     again = subprocess.Popen(command)
-    assert again.wait(timeout=300) == 0 and len(before) > 100
+    assert again.wait(timeout=300) == 0
     assert (folder / "pairs.jsonl").read_bytes() == built(whole, content, part_bytes=3000, max_samples=900)
-    assert not parts.exists()
+    assert not journal.parent.exists()
 
 
-def test_what_is_done_of_a_part_is_not_done_again(tmp_path, monkeypatch):
-    class Killed(BaseException):
-        pass
+class Killed(BaseException):
+    pass
 
-    def kill(stage, done, of, values):
-        if done > 1:
+
+def kill_at(bytes_done):
+    def progress(stage, done, of, values):
+        if done >= bytes_done:
             raise Killed
 
-    (tmp_path / "c.jsonl").write_text(as_lines(some_rows(8000)))
+    return progress
+
+
+def test_what_is_done_of_a_part_is_not_done_again(folders):
+    folder, content = folders("killed"), as_lines(some_rows(8000))
+    (folder / "c.jsonl").write_text(content)
     with pytest.raises(Killed):
-        build_pairs(options(tmp_path), progress=kill, part_bytes=200_000)
-    folder = tmp_path / ".pairs.jsonl.unfinished"
-    made = {path: path.stat().st_mtime_ns for path in folder.glob("*.json")}
-    assert 3 < len(made) and not (tmp_path / "pairs.jsonl").exists()
-    seen = {}
+        build_pairs(options(folder), progress=kill_at(2), part_bytes=200_000)
+    journal, lines = (folder / ".pairs.jsonl.unfinished" / name for name in ("parts.jsonl", f"{os.getpid()}.jsonl"))
+    made = journal.read_bytes()
+    assert made.count(b"\n") > 3 and not (folder / "pairs.jsonl").exists()
+    for path in (journal, lines):  # as a kill in the middle of a part leaves them
+        with path.open("ab") as file:
+            file.write(b'{"half of a')
+    seen = []
+    build_pairs(options(folder), progress=lambda *_: seen.append(journal.read_bytes()), part_bytes=200_000)
+    parts = len(list(Source(str(folder / "c.jsonl")).spans(200_000)))
+    assert len(seen) == parts - made.count(b"\n") and all(journal.startswith(made) for journal in seen)
+    assert (folder / "pairs.jsonl").read_bytes() == built(folders("whole"), content)
 
-    def look(stage, done, of, values):
-        seen.update({path: path.stat().st_mtime_ns for path in made})
 
-    build_pairs(options(tmp_path), progress=look, part_bytes=200_000)
-    assert seen == made
-
-
-def test_other_options_start_anew(tmp_path):
-    content = as_lines(some_rows(50))
-    folder = tmp_path / ".pairs.jsonl.unfinished"
-    folder.mkdir()
-    (folder / "000000.json").write_text("{}")
-    (folder / "origin.json").write_text("{}")
-    assert len(built(tmp_path, content).splitlines()) == 50
+def test_other_options_start_anew(folders):
+    killed, content = folders("killed"), as_lines(some_rows(8000))
+    (killed / "c.jsonl").write_text(content)
+    with pytest.raises(Killed):
+        build_pairs(options(killed), progress=kill_at(1), part_bytes=200_000)
+    assert (killed / ".pairs.jsonl.unfinished" / "parts.jsonl").exists()
+    other = built(folders("whole"), content, part_bytes=200_000, min_score_gap=3.0)
+    assert built(killed, content, part_bytes=200_000, min_score_gap=3.0) == other
 
 
 def test_done_is_done_and_what_others_made_stays(tmp_path):

@@ -10,7 +10,7 @@ import fcntl
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from elocute.data.files import write_atomically
 from elocute.errors import InputError, RunError
@@ -44,7 +44,7 @@ class Journal:
         (padding) may show in the last digit. `end`: the number of lines when all is done, where the last batch may be
         smaller.
         """
-        with _opened(self.path) as file:
+        with alone(self.path, str(self.path)) as file:
             if not self.origin_file.exists():
                 write_atomically(self.origin_file, (json.dumps(self.origin, indent=2) + "\n").encode())
             lines, size = 0, 0
@@ -88,8 +88,11 @@ class Writer:
 
 
 @contextlib.contextmanager
-def _opened(path: Path):
-    """The file, unbuffered, for this process alone: the system ends the lock even when the process is killed."""
+def alone(path: Path, what: str) -> Iterator[BinaryIO]:
+    """The file, made if need be, unbuffered, for this process alone: a lock that the system ends even after a kill.
+
+    Raises RunError when it cannot be written, InputError when another process is writing `what`.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -100,7 +103,7 @@ def _opened(path: Path):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise InputError(f"{path}: another process is writing it") from None
+            raise InputError(f"{what}: another process is writing it") from None
         yield file
 
 

@@ -1,33 +1,31 @@
 """`elocute pairs`: a file of scored candidates of any size → preference pairs and a card that says what they are.
 
-The input is done in parts of whole rows, each into files of its own in a folder beside the output. What is done is
-done: killed at any moment, the same command goes on and ends with the same bytes. A second, short pass knows all pairs:
-it drops what is too many and weighs each pair by its margin. Only then does the output appear, whole.
+The input is done in parts; a journal beside the output says which are done. Killed at any moment, the same command goes
+on and ends with the same bytes. A second, short pass knows all pairs: it drops what is too many and weighs each pair by
+its margin. Only then does the output appear, whole. Memory: some parts, and about 100 bytes a pair.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from elocute.data.files import write_atomically
-from elocute.errors import InputError, RunError
-from elocute.pipelines.pairs.card import Card, card_path, to_json
+import elocute
+from elocute.errors import InputError
+from elocute.pipelines.journal import Journal, Writer, alone
+from elocute.pipelines.pairs.card import Card, card_path
 from elocute.pipelines.pairs.options import PairOptions, check_options
-from elocute.pipelines.pairs.parts import MOST_BAD, Made, PartMaker
-from elocute.pipelines.pairs.pool import Workers, worker_count
-from elocute.pipelines.pairs.split import Source, Span
-from elocute.pipelines.pairs.worker import Job
+from elocute.pipelines.pairs.parts import MOST_BAD, Made, PartMaker, part_makers, worker_count
+from elocute.pipelines.pairs.source import Source
 
-PART_BYTES = 8 << 20
+PART_BYTES = 512 << 10  # decoded at once: small enough for a processor's cache
 ENDS = 64 << 10  # bytes at the beginning and at the end that, with size and date, tell an input from another
 Progress = Callable[[str, int, int, dict], None]
 """Called with (stage, done, of, values)."""
@@ -51,13 +49,26 @@ def build_pairs(
     if (card := _finished(options, origin)) is not None:
         shutil.rmtree(_unfinished(options), ignore_errors=True)  # killed just before its own end
         return card
-    with _folder(options, origin | {"part_bytes": part_bytes}) as folder:
-        job = Job(options, str(folder), source.array)
-        with Workers(job, workers or worker_count(source.size)) as pool:
-            from elocute.pipelines.pairs.finish import Finish  # here: it takes as long as the workers to be there
+    total, parts = Made(), []
 
-            spans, made = _made(source, pool, part_bytes, progress)
-        return Finish(options, source, folder, spans, made).run(origin)
+    def take(made: Made) -> None:
+        total.add(made)
+        parts.append(made)
+
+    with _journal(options, origin | {"part_bytes": part_bytes}, take) as journal:
+        folder = journal.path.parent
+        with part_makers((options, str(folder), source.array), workers or worker_count(source.size)) as make:
+            from elocute.pipelines.pairs.merge import merge  # here: numpy takes as long to be there as the workers
+
+            for made in make(islice(source.spans(part_bytes), len(parts), None)):
+                journal.append([msgspec.to_builtins(made)])
+                take(made)
+                if len(total.bad) >= MOST_BAD:
+                    break
+                if not total.bad:
+                    progress("MiB of candidates", -(-total.end // 2**20), -(-source.size // 2**20), {})
+        _refuse_bad(source, total)
+        return merge(options, source, folder, total, parts, origin)
 
 
 def look_at_pairs(options: PairOptions, part_bytes: int = PART_BYTES) -> Made:
@@ -65,60 +76,35 @@ def look_at_pairs(options: PairOptions, part_bytes: int = PART_BYTES) -> Made:
     check_options(options)
     source = Source(options.input)
     _finished(options, _origin(options, source))
-    span = next(iter(source.spans(part_bytes)), None)
-    if span is None:
-        raise InputError(f"{options.input}: expected at least one row, the file holds none")
-    made = PartMaker(options, Path(), source.array).look(span)
-    _refuse_bad(source, [(span, 0, made)])
+    maker, span = PartMaker(options, "", source.array), next(source.spans(part_bytes), None)
+    made = maker.look(span)[0] if span else Made()
+    _refuse_bad(source, made)
     return made
 
 
-def _made(source: Source, pool: Workers, part_bytes: int, progress: Progress) -> tuple[list[Span], list[Made]]:
-    """All parts, and what each gave. InputError for malformed rows."""
-    spans, parts, bad = [], [], []
-    rows = 0
-    for span, made in pool.make(source.spans(part_bytes)):
-        spans.append(span)
-        parts.append(made)
-        if made.bad:
-            bad.append((span, rows, made))
-        if sum(len(found.bad) for _, _, found in bad) >= MOST_BAD:
-            break
-        rows += made.rows
-        if not bad:
-            done, of = (-(-size // 2**20) for size in (span.end, source.size))
-            progress("MiB of candidates", done, of, {})
-    _refuse_bad(source, bad)
-    if not rows:
+def _refuse_bad(source: Source, made: Made) -> None:
+    """InputError for malformed rows, or for none at all."""
+    if not made.rows:
         raise InputError(f"{source.path}: expected at least one row, the file holds none")
-    return spans, parts
-
-
-def _refuse_bad(source: Source, bad: list[tuple[Span, int, Made]]) -> None:
-    """InputError for malformed rows, if there are any; with each part, how many rows are before it."""
-    said = []
-    for span, before, made in bad:
-        for row, problem in made.bad:
-            where, _ = source.row(span, before, row)
-            said.append(f"{where}: {problem}")
-    if said:
-        more = ["… and maybe more behind these"] if len(said) >= MOST_BAD else []
-        raise InputError("\n".join(said[:MOST_BAD] + more))
+    bad = made.bad[:MOST_BAD]
+    if bad:
+        places = source.places({row for row, _ in bad})
+        more = ["… and maybe more behind these"] if len(bad) == MOST_BAD else []
+        raise InputError("\n".join([f"{places[row][0]}: {problem}" for row, problem in bad] + more))
 
 
 def _origin(options: PairOptions, source: Source) -> dict[str, Any]:
     """By which command and from what the pairs are made."""
-    stat = os.stat(source.path)
     with open(source.path, "rb") as file:
         ends = file.read(ENDS)
         file.seek(max(0, source.size - ENDS))
         ends += file.read()
     return {
-        "elocute": version("elocute"),
+        "elocute": elocute.__version__,
         "options": msgspec.to_builtins(options),
         "input": {
             "bytes": source.size,
-            "modified_ns": stat.st_mtime_ns,
+            "modified_ns": os.stat(source.path).st_mtime_ns,
             "sha256_of_ends": hashlib.sha256(ends).hexdigest(),
         },
     }
@@ -126,45 +112,38 @@ def _origin(options: PairOptions, source: Source) -> dict[str, Any]:
 
 def _finished(options: PairOptions, origin: dict[str, Any]) -> Card | None:
     """The card if all is done already. InputError when what is there was made otherwise."""
-    card_file = card_path(options.output, "json")
-    card = None
-    if card_file.exists():
-        try:
-            card = json.loads(card_file.read_text())
-        except ValueError as error:
-            raise InputError(f"{card_file}: not JSON ({error}); choose another --output") from None
+    output, files = Path(options.output), [card_path(options.output, suffix) for suffix in ("json", "md", "html")]
+    try:
+        card = json.loads(files[0].read_text()) if files[0].exists() else None
+    except ValueError as error:
+        raise InputError(f"{files[0]}: not JSON ({error}); choose another --output") from None
     ours = isinstance(card, dict) and card.get("origin") == origin
-    if ours and os.path.exists(options.output) and os.path.getsize(options.output) == card["output"]["bytes"]:
+    if ours and output.exists() and output.stat().st_size == card["output"]["bytes"]:
         return card
-    for path in (Path(options.output), *(card_path(options.output, suffix) for suffix in ("json", "md", "html"))):
-        if path.exists() and not (ours and path != Path(options.output)):
+    for path in [output] if ours else [output, *files]:
+        if path.exists():
             raise InputError(f"{path}: there already, and not made by this command; choose another --output")
     return None
 
 
 @contextlib.contextmanager
-def _folder(options: PairOptions, origin: dict[str, Any]) -> Iterator[Path]:
-    """The folder of finished parts, for this process alone. It stays when the work is interrupted, and only then."""
+def _journal(options: PairOptions, origin: dict[str, Any], take: Callable[[Made], None]) -> Iterator[Writer]:
+    """The journal of parts, a folder's for this process alone, open behind those that are done, which `take` gets.
+
+    The folder stays when the work is interrupted, and only then.
+    """
     folder = _unfinished(options)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "lock", "w")
-    except OSError as error:
-        raise RunError(f"{folder}: cannot be written ({error.strerror or error})") from None
-    with lock:
+    with alone(folder / "lock", options.output):
+        journal = Journal(folder / "parts.jsonl", {"made_by": "elocute pairs"} | origin)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"{options.output}: another process is writing it") from None
-        if _read(folder / "origin.json") != to_json(origin):
-            for path in folder.iterdir():  # parts of other pairs than these
+            journal.check(resume=True)
+        except InputError:  # parts of other pairs than these
+            for path in folder.iterdir():
                 if path.name != "lock":
                     path.unlink()
-            write_atomically(folder / "origin.json", to_json(origin))
         try:
-            yield folder
-        except (KeyboardInterrupt, RunError):
-            raise
+            with journal.writing(lambda row: take(msgspec.convert(row, Made))) as writer:
+                yield writer
         except InputError:
             shutil.rmtree(folder)
             raise
@@ -174,7 +153,3 @@ def _folder(options: PairOptions, origin: dict[str, Any]) -> Iterator[Path]:
 def _unfinished(options: PairOptions) -> Path:
     output = Path(options.output)
     return output.with_name(f".{output.name}.unfinished")
-
-
-def _read(path: Path) -> bytes:
-    return path.read_bytes() if path.exists() else b""

@@ -24,9 +24,11 @@ def to_json(value: Card) -> bytes:
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def example(why: str, line: bytes) -> dict[str, Any]:
-    """What a card shows of a pair."""
-    row = json.loads(line)
+def example(why: str, path: Path, start: int) -> dict[str, Any]:
+    """What a card shows of the pair whose line begins there."""
+    with open(path, "rb") as file:
+        file.seek(start)
+        row = json.loads(file.readline())
     shown = {name: row[name] for name in (*SHOWN, *SCORES) if name in row}
     if "question_text" not in shown:
         shown["question_text"] = row["messages"][-1]["content"]

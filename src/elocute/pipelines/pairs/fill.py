@@ -27,9 +27,10 @@ class RowPairs:
         self.weights = options.rubric_weights
         self.rule = Rule(options)
         self.from_target = options.chosen_source == "sft_target"
-        self.chosen_kind = "target" if self.from_target else "generated"
         self.most = options.pairs_per_prompt
-        self.lead = {kind: _lead(options, kind) for kind in ("prompt", "generated", "target")}
+        self.leads = [
+            _lead(options, kind) for kind in ("prompt", "target" if self.from_target else "generated", "generated")
+        ]
         self.source = Raw(msgspec.json.encode(os.path.basename(options.input)))
         self.audio = _AudioCheck(options) if options.validate_audio else None
 
@@ -47,8 +48,9 @@ class RowPairs:
             return pairs, [self._filled(row, pairs[0])]
         return pairs, [self._filled(copy(row), pair) for pair in pairs]
 
-    def _take_answer(self, row: Row) -> Candidate:
-        """Take a closing assistant's turn off the prompt: the supervised target. Checks the prompt as rows.py does."""
+    def _take_answer(self, row: Row) -> Candidate | None:
+        """Take a closing assistant's turn off the prompt: the supervised target, if it is one of the pair. Checks the
+        prompt as data/rows.py does."""
         messages, audios = row.messages or [], row.audios or []
         marks = 0
         for message in messages:
@@ -66,49 +68,52 @@ class RowPairs:
             text = content.replace(AUDIO_MARK, "").strip() if audio else content
         if not messages or messages[-1].role != "user":
             raise BadRow("messages: expected a user's turn before the answer, got none")
+        if not self.from_target:
+            return None
         speech = row.sft_target_audio or audio, row.sft_target_units
         return Candidate(row.sft_target_text or text, *speech, cut=row.sft_target_cut)
 
-    def _choose(self, row: Row, ranked: list[Ranked], target: Candidate) -> list[Pair]:
-        if self.from_target:
-            return self.rule.against_target(target, row.chosen_score, ranked)
-        return self.rule.pairs(ranked)
+    def _choose(self, row: Row, ranked: list[Ranked], target: Candidate | None) -> list[Pair]:
+        return self.rule.against_target(target, row.chosen_score, ranked) if target else self.rule.pairs(ranked)
 
-    def _heard(self, row: Row, ranked: list[Ranked], target: Candidate, tally: Counter[str]) -> list[Pair]:
+    def _heard(self, row: Row, ranked: list[Ranked], target: Candidate | None, tally: Counter[str]) -> list[Pair]:
         """The pairs to choose when answers without usable audio are left out, one by one as they come up."""
         if any(self.audio.problem("prompt", path) for path in row.audios or ()):
             raise NoPair("prompt with unusable audio")
-        if self.from_target and self.audio.problem("target", target.audio):
+        if target and self.audio.problem("target", target.audio):
             raise NoPair("supervised target with unusable audio")
         while True:
             pairs = self._choose(row, ranked, target)
-            answers = {(pair.chosen_key, pair.chosen.audio) for pair in pairs}
-            answers |= {(pair.rejected_key, pair.rejected.audio) for pair in pairs}
-            unusable = {key for key, path in answers if key in row.output and self.audio.problem("generated", path)}
+            answers = {one[4]: one[5].audio for pair in pairs for one in (pair.chosen, pair.rejected)}
+            unusable = [
+                key for key, path in answers.items() if key in row.output and self.audio.problem("generated", path)
+            ]
             if not unusable:
                 return pairs
             tally[UNUSABLE_AUDIO] += len(unusable)
             ranked = [one for one in ranked if one[4] not in unusable]
 
     def _filled(self, row: Row, pair: Pair) -> Row:
-        chosen, rejected, lead = pair.chosen, pair.rejected, self.lead
-        if lead["prompt"] and row.audios:
-            row.audios = [_moved(path, lead["prompt"]) for path in row.audios]
+        chosen_key, rejected_key, chosen, rejected = pair.chosen[4], pair.rejected[4], pair.chosen[5], pair.rejected[5]
+        prompt_lead, chosen_lead, rejected_lead = self.leads
+        if prompt_lead and row.audios:
+            row.audios = [_moved(path, prompt_lead) for path in row.audios]
         row.sft_target_text = chosen.text or None
-        row.sft_target_audio = chosen.audio and _moved(chosen.audio, lead[self.chosen_kind])
-        row.sft_target_units = chosen.units and _checked_units(chosen.units, pair.chosen_key)
+        row.sft_target_audio = chosen.audio and _moved(chosen.audio, chosen_lead)
+        row.sft_target_units = chosen.units and _checked_units(chosen.units, chosen_key)
         row.sft_target_cut = chosen.cut or None
         row.rejected_text = rejected.text or None
-        row.rejected_audio = rejected.audio and _moved(rejected.audio, lead["generated"])
-        row.rejected_units = rejected.units and _checked_units(rejected.units, pair.rejected_key)
+        row.rejected_audio = rejected.audio and _moved(rejected.audio, rejected_lead)
+        row.rejected_units = rejected.units and _checked_units(rejected.units, rejected_key)
         row.rejected_cut = rejected.cut or None
-        row.chosen_score, row.rejected_score = pair.chosen_score, pair.rejected_score
-        row.score_gap = pair.gap if pair.gap == pair.gap else None
-        row.chosen_key, row.rejected_key = pair.chosen_key, pair.rejected_key
+        if not self.from_target:  # a target's score is there, or is not known
+            row.chosen_score = -pair.chosen[0]
+        row.rejected_score, row.score_gap = -pair.rejected[0], pair.gap if pair.gap == pair.gap else None
+        row.chosen_key, row.rejected_key = chosen_key, rejected_key
         row.source_dataset = row.source_dataset or self.source
         row.weight, row.output = WEIGHT_LATER, None
         if self.most > 1 and row.id not in (None, ""):
-            row.id = f"{row.id}:{pair.chosen_key}-{pair.rejected_key}"
+            row.id = f"{row.id}:{chosen_key}-{rejected_key}"
         return row
 
 

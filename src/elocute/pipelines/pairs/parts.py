@@ -1,145 +1,223 @@
-"""One part of a file of candidates → its pairs, in files of their own: what is done of a part is done for good."""
+"""A file of candidates in parts, made by some processes.
 
-import math
+Each writes its pairs, still without weights, behind each other into a file of its own. A worker is told its parts on
+its standard input, a line each, and answers with what each gave.
+"""
+
+import contextlib
 import os
+import signal
 import struct
-from collections import Counter
+import subprocess
+import sys
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 
 import msgspec
 
+from elocute.errors import RunError
 from elocute.pipelines.pairs.fill import RowPairs
 from elocute.pipelines.pairs.options import PairOptions
 from elocute.pipelines.pairs.rows import BadRow, Row, RowCodec
 from elocute.pipelines.pairs.rules import NoPair, Pair
-from elocute.pipelines.pairs.split import Span, blocks, raw_rows
+from elocute.pipelines.pairs.source import Span, raw_rows, read_span
 
-MOST_BAD = 50
+MOST_WORKERS = 4
+AHEAD = 8  # parts that wait in front of each worker
 FIRST_DROPPED = 3
-RECORD = struct.Struct("<dddd8s?II")
-"""Of a pair: margin, gap, chosen score, rejected score (NaN: none), hash of the row's id or content, whether that is an
-id, number of the row in its part, bytes of the pair's line."""
+MOST_BAD = 50
+RECORD = struct.Struct("<dddd8s?I")
+"""Of a pair: margin, gap, chosen score, rejected score (NaN: none), hash of the seed and of the row's id or content,
+whether that is an id, number of the row."""
 
 
 class Made(msgspec.Struct):
-    """What a part gave. Its rows are numbered from 0. `dropped`: reason → how many rows, and the first of them."""
+    """What rows, numbered from 0, gave: counts, reasons with how many rows and the first of them, malformed rows, a
+    record a pair. `end`: where the rows end in the input; `lines`: where the pairs stand (file, offset, bytes)."""
 
+    end: int = 0
+    lines: tuple[str, int, int] = ("", 0, 0)
     rows: int = 0
     with_pairs: int = 0
-    pairs: int = 0
     dropped: dict[str, tuple[int, list[int]]] = {}
-    candidates: dict[str, int] = {}
+    candidates: dict[str, int] = msgspec.field(default_factory=Counter)
     bad: list[tuple[int, str]] = []
+    records: bytes = b""
+
+    @property
+    def pairs(self) -> int:
+        return len(self.records) // RECORD.size
+
+    def drop(self, why: str, rows: list[int], count: int = 1) -> None:
+        before, first = self.dropped.get(why, (0, []))
+        self.dropped[why] = (before + count, (first + rows)[:FIRST_DROPPED])
+
+    def add(self, behind: "Made") -> None:
+        """Count what the rows behind these gave, but for their pairs."""
+        for why, (count, first) in behind.dropped.items():
+            self.drop(why, [self.rows + row for row in first], count)
+        for why, count in behind.candidates.items():
+            self.candidates[why] += count
+        self.bad += [(self.rows + row, problem) for row, problem in behind.bad]
+        self.end = behind.end
+        self.rows += behind.rows
+        self.with_pairs += behind.with_pairs
+
+
+Job = tuple[PairOptions, str, bool]
+"""What PartMaker is told: options, the folder for pairs, whether the input is a JSON array."""
 
 
 class PartMaker:
-    """Makes the parts of one file, each in `folder`: its lines, a record for each, and last, for it says that the part
-    is done, what it gave."""
+    """Makes the parts of an input, one by one."""
 
-    def __init__(self, options: PairOptions, folder: Path, array: bool):
-        self.options, self.folder = options, Path(folder)
+    def __init__(self, options: PairOptions, folder: str, array: bool):
+        self.options = options
+        self._lines = Path(folder) / f"{os.getpid()}.jsonl"
         self._codec = RowCodec(array)
         self._row_pairs = RowPairs(options)
+        self._seeded = blake2b(str(options.seed).encode(), digest_size=8)
 
     def make(self, span: Span) -> Made:
-        """Make a part, unless it is there."""
-        done = self.folder / f"{span.index:06d}.json"
-        if done.exists():
-            return msgspec.json.decode(done.read_bytes(), type=Made)
-        part = self._part(span)
-        made = part.made()
-        for suffix, content in (
-            ("jsonl", part.lines),
-            ("records", part.records),
-            ("json", [msgspec.json.encode(made)]),
-        ):
-            unfinished = self.folder / f"{span.index:06d}.{os.getpid()}"
-            with open(unfinished, "wb") as file:
-                file.writelines(content)
-            unfinished.replace(self.folder / f"{span.index:06d}.{suffix}")
+        """What a part gives; its pairs are written. RunError when something cannot be read or written."""
+        made, lines = self.look(span)
+        try:
+            with self._lines.open("ab") as file:
+                made.lines = (self._lines.name, file.tell(), len(lines))
+                file.write(lines)
+        except OSError as error:
+            raise RunError(f"{self.options.output}: cannot be written ({error.strerror or error})") from None
         return made
 
-    def look(self, span: Span) -> Made:
-        """What a part gives; nothing is written."""
-        return self._part(span).made()
-
-    def _part(self, span: Span) -> "_Part":
-        part = _Part(self._codec, self._row_pairs)
-        with open(self.options.input, "rb") as file:
-            for block, no_comma in blocks(file, span):
-                if no_comma:
-                    part.bad.append((part.rows, "row: expected a comma before it"))
-                part.add(block)
-        return part
-
-
-def _record(pair: Pair, row: Row, number: int, line: bytes) -> bytes:
-    named = row.id is not None and row.id != ""
-    identity = blake2b(str(row.id).encode() if named else line, digest_size=8).digest()
-    chosen = math.nan if pair.chosen_score is None else pair.chosen_score
-    return RECORD.pack(pair.margin, pair.gap, chosen, pair.rejected_score, identity, named, number, len(line) + 1)
-
-
-class _Part:
-    """A part being made, block by block."""
-
-    def __init__(self, codec: RowCodec, row_pairs: RowPairs):
-        self.codec, self.row_pairs = codec, row_pairs
-        self.rows = self.with_pairs = 0
-        self.dropped: dict[str, tuple[int, list[int]]] = {}
-        self.candidates: Counter[str] = Counter()
-        self.bad: list[tuple[int, str]] = []
-        self.lines: list[bytes] = []
-        self.records: list[bytes] = []
-
-    def add(self, block: bytes) -> None:
-        """All rows of a block: pairs, drops and what is malformed."""
+    def look(self, span: Span) -> tuple[Made, bytes]:
+        """What a part gives, and its pairs; nothing is written."""
+        made, array = Made(end=span.end), self._codec.array
         try:
-            rows = self.codec.decode(block)
+            with open(self.options.input, "rb") as file:
+                data = read_span(file, span, array)
+        except OSError as error:
+            raise RunError(f"{self.options.input}: cannot be read ({error.strerror or error})") from None
+        try:
+            return made, self._add(made, self._codec.decode(data))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            self._add_one_by_one(block)
-        else:
-            self._add_rows(rows)
+            return made, b"".join([self._add_one(made, raw) for _, raw in raw_rows(data, array)])
 
-    def _add_rows(self, rows: list[Row]) -> None:
+    def _add_one(self, made: Made, raw: bytes) -> bytes:
+        """A row that stands beside a malformed one, or is one."""
+        try:
+            return self._add(made, self._codec.decode_one(raw))
+        except BadRow as error:
+            made.bad.append((made.rows, str(error)))
+            made.rows += 1
+            return b""
+
+    def _add(self, made: Made, rows: list[Row]) -> bytes:
+        """Count what rows give; returns their pairs."""
         found: list[Pair] = []
         filled: list[Row] = []
         numbers: list[int] = []
-        with_pairs = 0
-        for number, row in enumerate(rows, start=self.rows):
+        for number, row in enumerate(rows, start=made.rows):
             try:
-                pairs, pair_rows = self.row_pairs(row, self.candidates)
+                pairs, pair_rows = self._row_pairs(row, made.candidates)
             except NoPair as reason:
-                count, first = self.dropped.get(str(reason), (0, []))
-                self.dropped[str(reason)] = (count + 1, first + [number] if count < FIRST_DROPPED else first)
+                made.drop(str(reason), [number])
             except BadRow as error:
-                self.bad.append((number, str(error)))
+                made.bad.append((number, str(error)))
             else:
                 found += pairs
                 filled += pair_rows
                 numbers += [number] * len(pairs)
-                with_pairs += 1
-        self.rows += len(rows)
-        self.with_pairs += with_pairs
-        lines = self.codec.encode(filled)
-        self.lines.append(lines)
-        self.records += map(_record, found, filled, numbers, lines.split(b"\n"))
+                made.with_pairs += 1
+        made.rows += len(rows)
+        lines = self._codec.encode(filled)
+        made.records += b"".join(map(self._record, found, filled, numbers, lines.split(b"\n")))
+        return lines
 
-    def made(self) -> Made:
-        return Made(
-            self.rows, self.with_pairs, len(self.records), self.dropped, dict(self.candidates), self.bad[:MOST_BAD]
-        )
+    def _record(self, pair: Pair, row: Row, number: int, line: bytes) -> bytes:
+        named = row.id is not None and row.id != ""
+        draw = self._seeded.copy()
+        draw.update(str(row.id).encode() if named else line)
+        return RECORD.pack(pair.margin, pair.gap, -pair.chosen[0], -pair.rejected[0], draw.digest(), named, number)
 
-    def _add_one_by_one(self, block: bytes) -> None:
-        """A block with a malformed row: find out which."""
-        before, bad = self.rows, len(self.bad)
-        for raw in raw_rows(block, self.codec.array):
-            if problem := self.codec.problem(raw):
-                self.bad.append((self.rows, problem))
-                self.rows += 1
-            else:
-                self._add_rows(self.codec.decode(raw))
-        if len(self.bad) == bad:
-            rows = self.rows - before
-            self.bad.append((before, f"row: expected JSON: of {rows} rows from here on, a comma is wrong"))
+
+def worker_count(size: int) -> int:
+    """For `size` bytes of input: small work is done before a process has started."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 if size < 8 << 20 else min(MOST_WORKERS, cores)
+
+
+@contextlib.contextmanager
+def part_makers(job: Job, count: int) -> Iterator[Callable[[Iterable[Span]], Iterator[Made]]]:
+    """What makes parts, in order: `count` processes, for one none but this. RunError when a part cannot be made."""
+    if count == 1:
+        yield partial(map, PartMaker(*job).make)
+        return
+    processes: list[subprocess.Popen] = []
+    try:
+        for _ in range(count):
+            processes.append(_started())
+            _send(processes[-1], job)
+        yield partial(_asked, processes)
+    finally:
+        for process in processes:
+            process.kill()  # all it was asked has been answered, or does not matter any more
+        for process in processes:
+            process.communicate()
+
+
+def _started() -> subprocess.Popen:
+    command, pipe = [sys.executable, "-P", "-m", __name__], subprocess.PIPE
+    try:
+        # A group of its own: Ctrl-C reaches the first process alone, which decides.
+        return subprocess.Popen(command, stdin=pipe, stdout=pipe, process_group=0)
+    except OSError as error:
+        raise RunError(f"no worker can be started ({error.strerror or error})") from None
+
+
+def _asked(processes: list[subprocess.Popen], spans: Iterable[Span]) -> Iterator[Made]:
+    waiting: deque[subprocess.Popen] = deque()
+    for span in spans:
+        waiting.append(processes[span.index % len(processes)])
+        _send(waiting[-1], span)
+        if len(waiting) == AHEAD * len(processes):
+            yield _received(waiting.popleft())
+    yield from map(_received, waiting)
+
+
+def _send(process: subprocess.Popen, what: object) -> None:
+    try:
+        process.stdin.write(msgspec.json.encode(what) + b"\n")
+        process.stdin.flush()
+    except BrokenPipeError:
+        raise RunError("a worker process ended early") from None
+
+
+def _received(process: subprocess.Popen) -> Made:
+    line = process.stdout.readline()
+    if not line:
+        raise RunError("a worker process ended early")
+    answer = msgspec.json.decode(line, type=Made | str)
+    if isinstance(answer, str):
+        raise RunError(answer)
+    return answer
+
+
+def serve() -> None:
+    """A worker's life. It ends with its input, or when nobody listens: none outlives the process that started it."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    lines, out = sys.stdin.buffer, sys.stdout.buffer
+    maker = PartMaker(*msgspec.json.decode(lines.readline(), type=Job))
+    for line in lines:
+        try:
+            answer = maker.make(msgspec.json.decode(line, type=Span))
+        except RunError as error:
+            answer = str(error)
+        out.write(msgspec.json.encode(answer) + b"\n")
+        out.flush()
+
+
+if __name__ == "__main__":
+    serve()

@@ -6,13 +6,10 @@ one go, a decoder knows the names of all fields it has met, and learns a new one
 
 import json
 import re
-from collections.abc import Iterable
 from typing import Any, Literal
 
 import msgspec
 from msgspec import Raw
-
-from elocute.errors import InputError
 
 AUDIO_MARK = "<|audio|>"
 MOST_FIELDS = 1000
@@ -91,74 +88,60 @@ Row = Any
 
 
 class RowCodec:
-    """Decodes blocks of candidate rows, JSON lines or elements of a JSON array, and encodes rows to JSON lines."""
+    """Decodes blocks of candidate rows, JSON lines or a JSON array, and encodes rows to JSON lines."""
 
     def __init__(self, array: bool):
         self.array = array
-        self.others: frozenset[str] = frozenset()
-        self._encoder = msgspec.json.Encoder()
-        self._learn(())
+        self.encode = msgspec.json.Encoder().encode_lines
+        self._learn(set())
 
     def decode(self, block: bytes) -> list[Row]:
         """All rows of a block. Raises msgspec.DecodeError or UnicodeDecodeError when one of them is malformed."""
         if not block.isascii():
             block.decode()  # what passes through is looked at nowhere else
-        if self.array:
-            block = b"[%b]" % block
         try:
             if self.array and b"\n" in block:
                 block = msgspec.json.format(block, indent=-1)  # what passes through stands in one line then
-            return self._rows(block)
+            return self._rows(self._decoder, block)
         except msgspec.ValidationError:
-            if not self._learn(self._names(block)):
+            rows = self._rows(self._any_row, block)
+            if not (new := {name for row in rows for name in row} - self._others - _KNOWN):
                 raise
-            return self._rows(block)
+            self._learn(self._others | new)
+            return self._rows(self._decoder, block)
 
-    def encode(self, rows: Iterable[Row]) -> bytes:
-        return self._encoder.encode_lines(rows)
-
-    def encode_one(self, row: Row) -> bytes:
-        return self._encoder.encode(row)
-
-    def problem(self, raw: bytes) -> str | None:
-        """What is wrong with one row, for people; None if nothing is. Slow: only for blocks that do not decode."""
+    def decode_one(self, raw: bytes) -> list[Row]:
+        """One row. Raises BadRow. Slow: only for blocks that do not decode."""
         try:
             json.loads(raw.rstrip(b"\r\n").decode(), parse_constant=_no_constant)
-            self.decode(raw)
+            return self.decode(b"[%b]" % raw if self.array else raw)
         except UnicodeDecodeError as error:
-            return f"row: expected UTF-8 text: byte {error.start + 1} is not"
+            problem = f"row: expected UTF-8 text: byte {error.start + 1} is not"
         except json.JSONDecodeError as error:
-            return f"row: expected JSON: {error.msg} at column {error.colno}"
+            comma = self.array and raw.startswith(b",")
+            what = "a comma before it, and only one" if comma else f"JSON: {error.msg} at column {error.colno}"
+            problem = f"row: expected {what}"
         except msgspec.ValidationError as error:
-            return self._validation(str(error), raw)
+            problem = self._validation(str(error), raw)
         except msgspec.DecodeError:  # it is JSON, but for what Python's reader lets pass
-            return "row: expected Unicode text, got half of a surrogate pair"
+            problem = "row: expected Unicode text, got half of a surrogate pair"
         except (ValueError, RecursionError) as error:
-            return f"row: expected JSON: {error}"
-        return None
+            problem = f"row: expected JSON: {error}"
+        raise BadRow(problem)
 
-    def _rows(self, block: bytes) -> list[Row]:
-        return self._decoder.decode(block) if self.array else self._decoder.decode_lines(block)
+    def _rows(self, decoder: msgspec.json.Decoder, block: bytes) -> list[Any]:
+        return decoder.decode(block) if self.array else decoder.decode_lines(block)
 
-    def _names(self, block: bytes) -> set[str]:
-        decoder = msgspec.json.Decoder(list[dict[str, Raw]] if self.array else dict[str, Raw])
-        rows = decoder.decode(block) if self.array else decoder.decode_lines(block)
-        return {name for row in rows for name in row}
-
-    def _learn(self, names: Iterable[str]) -> bool:
-        """Know these fields too; whether one of them was new."""
-        others = (self.others | set(names)) - _KNOWN
-        if others == self.others and hasattr(self, "_decoder"):
-            return False
+    def _learn(self, others: set[str]) -> None:
+        """Decode rows with these fields, too."""
         if len(others) > MOST_FIELDS:
-            raise InputError(f"expected at most {MOST_FIELDS} different fields in all rows, got {len(others)}")
-        self.others = frozenset(others)
-        # In order: what a decoder learnt first must not show in what it writes.
+            raise msgspec.ValidationError(f"Expected at most {MOST_FIELDS} different fields in all rows")
+        # In order: what was learnt first must not show in what is written.
         between = {f"other{i}": name for i, name in enumerate(sorted(others))}
         fields = [*_FIRST, *((field, Raw, None) for field in between), *_LAST]
         row = msgspec.defstruct("Row", fields, rename=between, forbid_unknown_fields=True, omit_defaults=True, gc=False)
-        self._decoder = msgspec.json.Decoder(list[row] if self.array else row)
-        return True
+        kinds = (list[row], list[dict[str, Raw]]) if self.array else (row, dict[str, Raw])
+        self._others, self._decoder, self._any_row = others, *map(msgspec.json.Decoder, kinds)
 
     def _validation(self, said: str, raw: bytes) -> str:
         """Expected `float`, got `str` - at `$.output[...].score` → output.3.score: expected a number, got a string."""
@@ -173,18 +156,13 @@ class RowCodec:
         return f"{place}: {what[0].lower()}{what[1:]}"
 
     def _bad_candidate(self, raw: bytes) -> str:
-        for key, candidate in json.loads(raw)["output"].items():
+        output = msgspec.json.decode(raw, type=dict[str, Raw])["output"]
+        for key, candidate in msgspec.json.decode(output, type=dict[str, Raw]).items():
             try:
-                msgspec.convert(candidate, _Checked)
+                msgspec.json.decode(candidate, type=Candidate)
             except msgspec.ValidationError:
                 return key
         return "…"
-
-
-class _Checked(Candidate):
-    """A candidate of plain Python objects: there, units are no bytes."""
-
-    units: Any = None
 
 
 def _in_words(types: str) -> str:

@@ -23,7 +23,7 @@ DIGITS = 9
 
 
 Ranked = tuple[float, float, float, float, str, Candidate]
-"""-score, -semantic, -acoustic, length, key, candidate: sorts from best to worst."""
+"""-score, -semantic, -acoustic, length, key, candidate: sorts from best to worst. A target's score may be NaN: none."""
 
 
 class NoPair(Exception):
@@ -38,52 +38,33 @@ class Pair(msgspec.Struct, frozen=True, gc=False):
 
     margin: float
     gap: float
-    chosen_score: float | None
-    rejected_score: float
-    chosen_key: str
-    rejected_key: str
-    chosen: Candidate
-    rejected: Candidate
+    chosen: Ranked
+    rejected: Ranked
 
 
 def rank(output: dict[str, Candidate], weights: tuple[float, float] | None, tally: Counter[str]) -> list[Ranked]:
     """The usable candidates, best first; `tally` counts all of them and the unusable ones by reason."""
-    ranked = _by_reward(output) if weights is None else _by_rubrics(output, *weights)
-    tally["read"] += len(output)
-    if len(ranked) < len(output):
-        used = {one[4] for one in ranked}
-        tally.update(_unusable(candidate) for key, candidate in output.items() if key not in used)
-    ranked.sort()
-    return ranked
-
-
-def _by_rubrics(output: dict[str, Candidate], a: float, b: float) -> list[Ranked]:
-    ranked, whole = [], a.is_integer() and b.is_integer()
+    ranked, by_reward = [], weights is None
+    a, b = weights or (0.0, 0.0)
+    whole = by_reward or (a.is_integer() and b.is_integer())
     for key, one in output.items():
-        text, scores = one.text, one.gemini_score
-        if scores is None or one.broken or not (text or _speaks(one)):
-            continue
+        text, scores = one.text, one.gemini_score or NOT_SCORED
         semantic, acoustic = scores.semantic_score, scores.paralinguistic_score
         if semantic is None or acoustic is None:
             if (semantic is None and a) or (acoustic is None and b):
                 continue
             semantic, acoustic = semantic or 0.0, acoustic or 0.0
-        score = a * semantic + b * acoustic
+        score = one.score if by_reward else a * semantic + b * acoustic
+        if score is None or one.broken or not (text or _speaks(one)):
+            continue
         if not whole:
             score = _rounded(score)
         ranked.append((-score, -semantic, -acoustic, len(text) if text else one.seconds or 0.0, key, one))
-    return ranked
-
-
-def _by_reward(output: dict[str, Candidate]) -> list[Ranked]:
-    ranked = []
-    for key, one in output.items():
-        text = one.text
-        if one.broken or one.score is None or not (text or _speaks(one)):
-            continue
-        scores = one.gemini_score or NOT_SCORED
-        semantic, acoustic = scores.semantic_score or 0.0, scores.paralinguistic_score or 0.0
-        ranked.append((-one.score, -semantic, -acoustic, len(text) if text else one.seconds or 0.0, key, one))
+    tally["read"] += len(output)
+    if len(ranked) < len(output):
+        used = {one[4] for one in ranked}
+        tally.update(_unusable(candidate) for key, candidate in output.items() if key not in used)
+    ranked.sort()
     return ranked
 
 
@@ -117,22 +98,17 @@ class Rule:
             raise NoPair("no usable candidate")
         if score is None and self._gap_asked:
             raise NoPair("the target has no chosen_score, so there is no gap to measure")
-        gaps = [math.nan if score is None else _rounded(score + one[0]) for one in ranked]
-        pairs = [
-            Pair(gap, gap, score, -one[0], TARGET_KEY, one[4], target, one[5])
-            for gap, one in zip(gaps, ranked, strict=True)
-        ]
-        return self._wide_enough(self._different(reversed(pairs)))
+        chosen = (math.nan if score is None else -score, 0.0, 0.0, 0.0, TARGET_KEY, target)
+        return self._widest(_pair(chosen, one) for one in reversed(ranked))
 
     def _best_worst(self, ranked: list[Ranked]) -> list[Pair]:
         if len(ranked) < 2:
             raise NoPair(FEW)
-        best, worst = ranked[0], ranked[-1]
-        if self._most == 1 and not self._same(best[5], worst[5]):
-            pair = _pair(best, worst)  # no other can be wider: nearly all prompts end here
-            if pair.gap >= self._least_gap and pair.gap > 0:
+        if self._most == 1:
+            pair = _pair(ranked[0], ranked[-1])  # no other can be wider: nearly all prompts end here
+            if pair.gap >= self._least_gap and pair.gap > 0 and not self._same(pair.chosen, pair.rejected):
                 return [pair]
-        return self._wide_enough(self._widest(_pair(a, b) for a, b in _downhill(ranked)))
+        return self._widest(_pair(a, b) for a, b in _downhill(ranked))
 
     def _by_rank(self, ranked: list[Ranked]) -> list[Pair]:
         """A candidate's rank is the number of worse ones plus half of the others that score the same; a margin is the
@@ -142,8 +118,7 @@ class Rule:
         scores = [one[0] for one in ranked]
         ranks = {s: sum(other > s for other in scores) + (scores.count(s) - 1) / 2 for s in set(scores)}
         most = len(ranked) - 1
-        pairs = (_pair(a, b, (ranks[a[0]] - ranks[b[0]]) / most) for a, b in _downhill(ranked))
-        return self._wide_enough(self._widest(pairs))
+        return self._widest(_pair(a, b, (ranks[a[0]] - ranks[b[0]]) / most) for a, b in _downhill(ranked))
 
     def _threshold(self, ranked: list[Ranked]) -> list[Pair]:
         """A repetitive answer counts as one that scores s_r, however it was judged: no margin is below s_c - s_r."""
@@ -155,16 +130,13 @@ class Rule:
             lacking = [name for name, some in (("choose", chosen), ("reject", rejected)) if not some]
             raise NoPair(f"no candidate to {' and none to '.join(lacking)}")
         both = product(chosen, reversed(rejected))
-        return self._wide_enough(self._widest(_pair(a, b, -a[0] - min(-b[0], largest)) for a, b in both))
+        return self._widest(_pair(a, b, -a[0] - min(-b[0], largest)) for a, b in both)
 
     def _widest(self, pairs: Iterable[Pair]) -> list[Pair]:
-        """By margin, then by gap; of equals the first, which has the better chosen answer."""
-        return self._different(sorted(pairs, key=lambda pair: (-pair.margin, -pair.gap)))
-
-    def _different(self, pairs: Iterable[Pair]) -> list[Pair]:
-        """The first `pairs_per_prompt` of two different answers each, no two of them the same."""
+        """The first `pairs_per_prompt` by margin, then by gap, of equals by their order: each of two different answers,
+        no two of them the same; without those whose gap is below what is asked for or whose margin says nothing."""
         found: list[Pair] = []
-        for pair in pairs:
+        for pair in sorted(pairs, key=lambda pair: (-pair.margin, -pair.gap)):
             if self._same(pair.chosen, pair.rejected):
                 continue
             if any(self._same(a.chosen, pair.chosen) and self._same(a.rejected, pair.rejected) for a in found):
@@ -174,18 +146,15 @@ class Rule:
                 break
         if not found:
             raise NoPair("all candidates are the same answer")
-        return found
-
-    def _wide_enough(self, pairs: list[Pair]) -> list[Pair]:
-        """Without those below the gap that is asked for, or whose margin says nothing."""
         least = self._least_gap
-        wide = [pair for pair in pairs if not (pair.gap < least or pair.margin <= 0)]  # NaN: nothing to measure
+        wide = [pair for pair in found if not (pair.gap < least or pair.margin <= 0)]  # NaN: nothing to measure
         if not wide:
-            raise NoPair("all candidates score the same" if pairs[0].margin == 0 else f"gap below {least:g}")
+            raise NoPair("all candidates score the same" if found[0].margin == 0 else f"gap below {least:g}")
         return wide
 
-    def _same(self, a: Candidate, b: Candidate) -> bool:
+    def _same(self, one: Ranked, other: Ranked) -> bool:
         """Whether two answers say the same: in words if they have any, else, or if any difference counts, in sound."""
+        a, b = one[5], other[5]
         if a.text != b.text and (a.text or "").strip() != (b.text or "").strip():
             return False
         if self._in_words and a.text and a.text.strip():
@@ -204,7 +173,7 @@ def _downhill(ranked: list[Ranked]) -> Iterator[tuple[Ranked, Ranked]]:
 def _pair(best: Ranked, worst: Ranked, margin: float | None = None) -> Pair:
     """`margin`: the gap unless the rule has another."""
     gap = _rounded(worst[0] - best[0])
-    return Pair(gap if margin is None else margin, gap, -best[0], -worst[0], best[4], worst[4], best[5], worst[5])
+    return Pair(gap if margin is None else margin, gap, best, worst)
 
 
 def _rounded(value: float) -> float:
