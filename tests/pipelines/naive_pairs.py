@@ -88,7 +88,7 @@ def pairs_of(row, options, unusable):
         if options["rule"] == "threshold":
             if i not in good or j not in bad:
                 continue
-        elif i > j:
+        elif i > j or ranked[i]["measures"]["auto_bleu"] > options.get("max_auto_bleu", 1):
             continue
         gap = round(scores[i] - scores[j], 9)
         margin = {"best_worst": gap, "threshold": scores[i] - min(scores[j], largest), "rank": 0}[options["rule"]]
@@ -96,6 +96,8 @@ def pairs_of(row, options, unusable):
             worse = [sum(s < scores[x] for s in scores) + (scores.count(scores[x]) - 1) / 2 for x in (i, j)]
             margin = (worse[0] - worse[1]) / (len(ranked) - 1)
         pairs.append({"chosen": ranked[i], "rejected": ranked[j], "gap": gap, "margin": margin, "order": (i, -j)})
+    if not pairs:
+        raise NoPair("no candidate to choose: the better ones repeat themselves")
     pairs.sort(key=lambda pair: (-pair["margin"], -pair["gap"], pair["order"]))
     return wide_enough(different(pairs, options), options)
 

@@ -63,6 +63,7 @@ rows = st.fixed_dictionaries(
 modes = st.sampled_from(["sum", "semantic", "paralinguistic", "weighted", "reward"])
 rules = st.one_of(
     st.sampled_from([{"rule": "rank"}, {"rule": "best_worst"}, {"chosen_source": "sft_target"}]),
+    st.fixed_dictionaries({"rule": st.sampled_from(["rank", "best_worst"]), "max_auto_bleu": st.floats(0, 0.2)}),
     st.just({"rule": "threshold", "chosen_min_score": 2.0, "rejected_max_score": 1.0}),
 )
 
@@ -169,9 +170,20 @@ def test_thresholds_reject_what_repeats_whatever_its_score(tmp_path):
     assert set(card["rows"]["dropped"]) == {"no candidate to choose and none to reject", "no candidate to reject"}
 
 
-def test_thresholds_need_auto_bleu(tmp_path):
+@pytest.mark.parametrize("told", [{"rule": "threshold"}, {"max_auto_bleu": 0.1}])
+def test_repetition_must_have_been_measured(tmp_path, told):
     with pytest.raises(InputError, match=r"candidates.jsonl:1: output.0.measures.auto_bleu: expected a number"):
-        build(tmp_path, [row(candidate(), candidate(text="five"))], rule="threshold")
+        build(tmp_path, [row(candidate(), candidate(text="five"))], **told)
+
+
+def test_what_repeats_may_be_rejected_but_is_never_chosen(tmp_path):
+    """Align-SLM's perplexity feedback: the best that does not repeat, against the worst whatever it is."""
+    repeats, plain = {"measures": {"auto_bleu": 0.5}}, {"measures": {"auto_bleu": 0.1}}
+    first = row(candidate(5, 5, "a") | repeats, candidate(4, 4, "b") | plain, candidate(1, 1, "c") | repeats)
+    last = row(candidate(5, 5, "a") | repeats, candidate(4, 4, "b") | plain)
+    card, pairs = build(tmp_path, [first, last], max_auto_bleu=0.1)
+    assert keys(pairs) == [("1", "2")]
+    assert set(card["rows"]["dropped"]) == {"no candidate to choose: the better ones repeat themselves"}
 
 
 def test_ranks_keep_prompts_that_are_uniformly_good(tmp_path):
@@ -245,7 +257,8 @@ def test_audio_that_cannot_be_used_gives_way_to_the_next(tmp_path):
     ("told", "said"),
     [
         ({"rule": "threshold", "chosen_min_score": 1.0, "rejected_max_score": 1.0}, "no answer may be both"),
-        ({"max_auto_bleu": 0.3}, "--max-auto-bleu: only used with --rule threshold"),
+        ({"chosen_min_score": 1.0}, "--chosen-min-score: only used with --rule threshold"),
+        ({"max_auto_bleu": 0.3, "chosen_source": "sft_target"}, "--max-auto-bleu: expected --chosen-source"),
         ({"semantic_weight": 1.0}, "--semantic-weight: only used with --score-mode weighted"),
         (
             {"score_mode": "weighted", "semantic_weight": 0.0, "paralinguistic_weight": 0.0},

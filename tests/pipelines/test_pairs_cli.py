@@ -62,7 +62,7 @@ def test_a_dry_run_checks_and_writes_nothing(typed, tmp_path):
     ("words", "said"),
     [
         (["--rule", "best"], "best"),
-        (["--rule", "threshold"], "measures.auto_bleu: expected a number, which --rule threshold needs"),
+        (["--rule", "threshold"], "measures.auto_bleu: expected a number, for --rule threshold"),
         (["--min-score-gap", 9], "c.jsonl: no pair is left of 40 rows: gap below 9: 40"),
         (["--score-mode", "reward"], "fewer than two usable candidates: 40 (of 160 candidates, without a score: 160)"),
         (["--input", "d.jsonl"], "--input: no such file: d.jsonl"),

@@ -40,7 +40,9 @@ def pairs(
     ] = "best_worst",
     chosen_min_score: Annotated[float | None, typer.Option(help="For threshold: s_c; default 3.")] = None,
     rejected_max_score: Annotated[float | None, typer.Option(help="For threshold: s_r; default 1.")] = None,
-    max_auto_bleu: Annotated[float | None, typer.Option(help="For threshold: above it, rejected; default 0.1.")] = None,
+    max_auto_bleu: Annotated[
+        float | None, typer.Option(help="Above it never chosen, by threshold rejected; default: 0.1 there, else any.")
+    ] = None,
     differ_in: Annotated[
         Literal["text", "any"], typer.Option(help="Chosen and rejected differ in their words; or in anything.")
     ] = "text",

@@ -137,7 +137,7 @@ class _Round:
         bar = {}
         if rounds.rule == "threshold":
             chosen, rejected = rounds.thresholds[self.number - 1]
-            bar = {"chosen_min_score": chosen, "rejected_max_score": rejected, "max_auto_bleu": rounds.max_auto_bleu}
+            bar = {"chosen_min_score": chosen, "rejected_max_score": rejected}
         options = PairOptions(
             input=str(self.folder / "scored.jsonl"),
             output=str(self.folder / "pairs.jsonl"),
@@ -145,6 +145,7 @@ class _Round:
             rule=rounds.rule,
             differ_in="any",
             pairs_per_prompt=rounds.pairs_per_prompt,
+            max_auto_bleu=rounds.max_auto_bleu,
             **bar,
         )
         card = build_pairs(options, progress=self._stage)

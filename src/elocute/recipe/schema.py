@@ -300,7 +300,7 @@ class Rounds(Section):
     thresholds: list[tuple[float, float]] = [(3, 1), (4, 2)]
     """For `threshold`: each round's least score of a chosen and largest score of a rejected answer."""
     max_auto_bleu: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """For `threshold`: an answer that repeats itself more is rejected whatever its score."""
+    """An answer that repeats itself more is never the chosen one; by `threshold` it is rejected whatever its score."""
     pairs_per_prompt: Positive = 1
     """At most so many pairs a prompt, the widest."""
     dev_share: Annotated[float, Field(gt=0, lt=1)] = 0.1

@@ -113,14 +113,21 @@ def _check_rule(options: PairOptions) -> None:
     elif not sum(options.rubric_weights):
         raise InputError("--semantic-weight, --paralinguistic-weight: expected one above 0")
     if options.rule != "threshold":
-        _only_with(options, ("chosen_min_score", "rejected_max_score", "max_auto_bleu"), "--rule threshold")
+        _only_with(options, ("chosen_min_score", "rejected_max_score"), "--rule threshold")
     elif options.thresholds[0] <= options.thresholds[1]:
         chosen, rejected, _ = options.thresholds
         raise InputError(
             f"--chosen-min-score: expected more than --rejected-max-score {rejected:g}, got {chosen:g}: "
             "no answer may be both"
         )
-    if options.chosen_source == "sft_target" and options.rule != "best_worst":
+    if options.chosen_source == "sft_target":
+        _check_target(options)
+
+
+def _check_target(options: PairOptions) -> None:
+    if options.max_auto_bleu is not None:
+        raise InputError("--max-auto-bleu: expected --chosen-source best_output: it says which outputs may be chosen")
+    if options.rule != "best_worst":
         raise InputError(f"--rule {options.rule}: expected --chosen-source best_output: it chooses between outputs")
 
 

@@ -85,6 +85,7 @@ class Rule:
         self._least_gap = options.least_gap
         self._gap_asked = bool(options.min_score_gap)
         self._thresholds = options.thresholds
+        self._most_repeats = options.max_auto_bleu
         self._most = options.pairs_per_prompt
         self._in_words = options.differ_in == "text"
         rules = {"best_worst": self._best_worst, "threshold": self._threshold, "rank": self._by_rank}
@@ -104,11 +105,11 @@ class Rule:
     def _best_worst(self, ranked: list[Ranked]) -> list[Pair]:
         if len(ranked) < 2:
             raise NoPair(FEW)
-        if self._most == 1:
+        if self._most == 1 and self._most_repeats is None:
             pair = _pair(ranked[0], ranked[-1])  # no other can be wider: nearly all prompts end here
             if pair.gap >= self._least_gap and pair.gap > 0 and not self._same(pair.chosen, pair.rejected):
                 return [pair]
-        return self._widest(_pair(a, b) for a, b in _downhill(ranked))
+        return self._widest(_pair(a, b) for a, b in self._downhill(ranked))
 
     def _by_rank(self, ranked: list[Ranked]) -> list[Pair]:
         """A candidate's rank is the number of worse ones plus half of the others that score the same; a margin is the
@@ -118,7 +119,7 @@ class Rule:
         scores = [one[0] for one in ranked]
         ranks = {s: sum(other > s for other in scores) + (scores.count(s) - 1) / 2 for s in set(scores)}
         most = len(ranked) - 1
-        return self._widest(_pair(a, b, (ranks[a[0]] - ranks[b[0]]) / most) for a, b in _downhill(ranked))
+        return self._widest(_pair(a, b, (ranks[a[0]] - ranks[b[0]]) / most) for a, b in self._downhill(ranked))
 
     def _threshold(self, ranked: list[Ranked]) -> list[Pair]:
         """A repetitive answer counts as one that scores s_r, however it was judged: no margin is below s_c - s_r."""
@@ -131,6 +132,17 @@ class Rule:
             raise NoPair(f"no candidate to {' and none to '.join(lacking)}")
         both = product(chosen, reversed(rejected))
         return self._widest(_pair(a, b, -a[0] - min(-b[0], largest)) for a, b in both)
+
+    def _downhill(self, ranked: list[Ranked]) -> Iterator[tuple[Ranked, Ranked]]:
+        """Each candidate that may be chosen, from the best on, against each behind it, from the worst on."""
+        limit, places = self._most_repeats, range(len(ranked) - 1)
+        if limit is not None:
+            places = [place for place in places if _auto_bleu(ranked[place]) <= limit]
+            if not places:
+                raise NoPair("no candidate to choose: the better ones repeat themselves")
+        for place in places:
+            for worse in reversed(ranked[place + 1 :]):
+                yield ranked[place], worse
 
     def _widest(self, pairs: Iterable[Pair]) -> list[Pair]:
         """The first `pairs_per_prompt` by margin, then by gap, of equals by their order: each of two different answers,
@@ -163,13 +175,6 @@ class Rule:
         return units[0] == units[1] if all(units) else a.audio == b.audio
 
 
-def _downhill(ranked: list[Ranked]) -> Iterator[tuple[Ranked, Ranked]]:
-    """Each candidate, from the best on, against each behind it, from the worst on."""
-    for place, better in enumerate(ranked):
-        for worse in reversed(ranked[place + 1 :]):
-            yield better, worse
-
-
 def _pair(best: Ranked, worst: Ranked, margin: float | None = None) -> Pair:
     """`margin`: the gap unless the rule has another."""
     gap = _rounded(worst[0] - best[0])
@@ -183,7 +188,7 @@ def _rounded(value: float) -> float:
 def _auto_bleu(one: Ranked) -> float:
     measures = one[5].measures
     if measures is None or measures.auto_bleu is None:
-        raise BadRow(f"output.{one[4]}.measures.auto_bleu: expected a number, which --rule threshold needs, got none")
+        raise BadRow(f"output.{one[4]}.measures.auto_bleu: expected a number, for --rule threshold, --max-auto-bleu")
     return measures.auto_bleu
 
 
