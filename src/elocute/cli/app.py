@@ -32,6 +32,7 @@ def main() -> None:
     # The model is small talk to these libraries: no progress bars or advice between ours.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # of what reads GGUF files
     try:
         app()
     except InputError as error:
