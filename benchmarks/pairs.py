@@ -90,18 +90,18 @@ def naive(source: str, output: str) -> None:
                 scores = one.get("gemini_score")
                 if scores and not one.get("broken"):
                     a, b = scores["semantic_score"], scores["paralinguistic_score"]
-                    ranked.append((a + b, a, b, -len(one["output-text"]), -int(key), key, one))
+                    ranked.append((-a - b, -a, -b, len(one["output-text"]), key, one))
             if len(ranked) < 2:
                 dropped["few"] = dropped.get("few", 0) + 1
                 continue
-            best = heapq.nlargest(1, ranked)[0]
-            worst = heapq.nsmallest(1, ranked)[0]
-            gap = best[0] - worst[0]
-            if gap < 1 or best[6]["output-text"] == worst[6]["output-text"]:
+            best = heapq.nsmallest(1, ranked)[0]
+            worst = heapq.nlargest(1, ranked)[0]
+            gap = worst[0] - best[0]
+            if gap < 1 or best[5]["output-text"] == worst[5]["output-text"]:
                 dropped["gap"] = dropped.get("gap", 0) + 1
                 continue
             row["audios"] = [os.path.join("..", path) for path in row["audios"]]
-            for field, one in (("sft_target", best[6]), ("rejected", worst[6])):
+            for field, one in (("sft_target", best[5]), ("rejected", worst[5])):
                 row[f"{field}_text"] = one["output-text"]
                 row[f"{field}_audio"] = os.path.join("..", one["output-audio"])
                 if one.get("output-units"):

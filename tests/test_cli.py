@@ -87,6 +87,19 @@ def test_a_dry_run_names_every_row_that_a_reward_cannot_judge(model, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_dry_run_names_every_row_that_lacks_an_answer(model, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    ask = '"messages": [{"role": "user", "content": "four?"}]'
+    rows.write_text(f'{{{ask}, "rejected_text": "5"}}\n{{{ask}, "sft_target_text": "4"}}\n')
+    words = [f"model={model}", f"data.train={rows}", f"run_dir={tmp_path / 'run'}"]
+    words += ["objective={kind: dpo, mode: offline}", "rewards=[]", "data.eval=null", "--dry-run"]
+    done = elocute("train", RECIPE, *words)
+    assert done.returncode == 2 and done.stderr.splitlines() == [
+        f"{rows}:1: sft_target_text, sft_target_audio: expected the answer to learn, got none",
+        f"{rows}:2: rejected_text, rejected_audio: expected the answer to unlearn, got none",
+    ]
+
+
 def test_how_to_go_on_can_be_pasted(monkeypatch):
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     monkeypatch.setattr(sys, "argv", ["elocute", "train", "my recipe.yaml", "--resume", "steps=5"])

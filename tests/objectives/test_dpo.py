@@ -1,6 +1,8 @@
 """Preference losses against a twin in plain Python floats, and against TRL's formulas written out."""
 
 import math
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -46,7 +48,7 @@ def test_losses_and_rewards_are_the_twins(loss, smoothing, pairs, beta):
 
 
 def trl_loss(chosen, rejected, ref_chosen, ref_rejected, mask, beta, loss, smoothing):
-    """TRL's DPOTrainer (1.16) on per-token log-probs [N, T] and their masks, its conservative loss as in TRL 0.2x."""
+    """TRL's DPOTrainer (1.16) on per-token log-probs [N, T] and their masks, and conservative DPO, which it dropped."""
     scores = [
         ((ours - theirs) * here).sum(1)
         for ours, theirs, here in zip((chosen, rejected), (ref_chosen, ref_rejected), mask, strict=True)
@@ -78,6 +80,35 @@ def test_equals_trl_on_the_same_log_probs(loss, smoothing):
     ours = preference_losses(*scored, beta=0.3, loss=loss, label_smoothing=smoothing)
     theirs = trl_loss(chosen, rejected, ref_chosen, ref_rejected, masks, 0.3, loss, smoothing)
     torch.testing.assert_close(ours.loss, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "ipo", "hinge"])
+def test_equals_trl_itself(loss):
+    """Where it is installed: its trainer's own loss, on log-probs that stand for a model's."""
+    trainer = pytest.importorskip("trl.trainer.dpo_trainer").DPOTrainer
+    torch.manual_seed(0)
+    policy, reference = -4 * torch.rand(2, 10, 9, dtype=torch.float64)  # five chosen answers, then the rejected ones
+    mask = torch.arange(9) < torch.randint(1, 10, (10, 1))
+    answers = [
+        answer_logprobs(
+            modality_sums(logp * mask, mask), mask.sum(1), (1.0, 1.0), length_normalised=loss == "ipo"
+        ).view(2, 5)
+        for logp in (policy, reference)
+    ]  # fmt: skip
+    ours = preference_losses(*answers[0], *answers[1], beta=0.3, loss=loss).loss.mean()
+    options = {"loss_types": [loss], "loss_weights": [1.0], "beta": 0.3, "label_smoothing": 0.0, "ld_alpha": None}
+    options |= {"f_divergence_type": "reverse_kl", "use_weighting": False, "precompute_ref_logps": True}
+    stands_for = MagicMock(**options, aux_loss_enabled=False, _total_train_tokens=0, _tp_size=1)
+    stands_for.accelerator = SimpleNamespace(device="cpu", gather=lambda x: x, gather_for_metrics=lambda x: x)
+    scored = {"log_probs": policy * mask, "entropies": torch.zeros(10, 9), "mean_logits": torch.zeros(10, 9)}
+    scored |= {"entropy": torch.zeros(10, 9), "is_top1": mask, "logits": None, "loss": None}
+    sums = (reference * mask).sum(1)
+    inputs = {"input_ids": torch.zeros(10, 10, dtype=torch.long), "attention_mask": torch.ones(10, 10)}
+    inputs |= {"completion_mask": torch.cat([torch.zeros(10, 1, dtype=torch.long), mask.long()], 1)}
+    inputs |= {"ref_chosen_logps": sums[:5], "ref_rejected_logps": sums[5:]}
+    model = MagicMock(return_value=SimpleNamespace(**scored, num_correct_tokens=torch.tensor(1)))
+    theirs = trainer._compute_loss(stands_for, model, inputs, False)
+    assert float(ours) == pytest.approx(float(theirs), rel=1e-6)
 
 
 @pytest.mark.parametrize(("loss", "smoothing"), LOSSES)

@@ -51,8 +51,13 @@ def quality(key, candidate, score):
     """Larger is better; never equal for two keys."""
     scores = candidate.get("gemini_score") or {}
     order = [score, scores.get("semantic_score") or 0, scores.get("paralinguistic_score") or 0]
-    order += [-(len(candidate.get("output-text") or "") or candidate.get("seconds") or 0), -int(key)]
+    seconds = candidate.get("seconds")
+    order += [-(len(said(candidate)) or (float("inf") if seconds is None else seconds)), -int(key)]
     return order
+
+
+def said(candidate):
+    return (candidate.get("output-text") or "").strip()
 
 
 def usable(row, options, unusable):
@@ -60,7 +65,7 @@ def usable(row, options, unusable):
     for key, candidate in row["output"].items():
         if candidate.get("broken"):
             unusable["broken"] += 1
-        elif not any(candidate.get(f"output-{what}") for what in ("text", "audio", "units")):
+        elif not (said(candidate) or candidate.get("output-audio") or candidate.get("output-units")):
             unusable["without text and audio"] += 1
         elif (score := score_of(candidate, options)) is None:
             unusable["without a score"] += 1
@@ -105,7 +110,7 @@ def pairs_of(row, options, unusable):
 def against_target(row, ranked, options):
     target = {"key": "sft_target", "score": row.get("chosen_score")}
     target |= {f"output-{what}": row.get(f"sft_target_{what}") for what in ("text", "audio", "units")}
-    if not any(target[f"output-{what}"] for what in ("text", "audio", "units")):
+    if not (said(target) or target["output-audio"] or target["output-units"]):
         raise NoPair("no supervised target")
     if not ranked:
         raise NoPair("no usable candidate")
@@ -132,7 +137,7 @@ def different(pairs, options):
 
 
 def same(a, b, options):
-    texts = [(one.get("output-text") or "").strip() for one in (a, b)]
+    texts = [said(one) for one in (a, b)]
     if texts[0] != texts[1]:
         return False
     if texts[0] and options["differ_in"] == "text":
@@ -165,6 +170,8 @@ def filled(row, pair, options):
     for side, field in (("chosen", "sft_target"), ("rejected", "rejected")):
         for what in ("text", "audio", "units"):
             new[f"{field}_{what}"] = pair[side].get(f"output-{what}") or None
+        if not said(pair[side]):
+            new[f"{field}_text"] = None
         new[f"{side}_score"], new[f"{side}_key"] = pair[side]["score"], pair[side]["key"]
     new["score_gap"] = pair["gap"]
     new.setdefault("source_dataset", os.path.basename(options["input"]))

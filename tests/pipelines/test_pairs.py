@@ -31,7 +31,7 @@ def keys(pairs):
     return [(pair["chosen_key"], pair["rejected_key"]) for pair in pairs]
 
 
-texts = st.sampled_from([None, "", "four", " four ", "five", "it is four", "\u2028 ünï"])
+texts = st.sampled_from([None, "", "  ", "four", " four ", "five", "it is four", "\u2028 ünï"])
 scores = st.none() | st.fixed_dictionaries(
     {}, optional={"semantic_score": st.none() | st.integers(1, 3), "paralinguistic_score": st.sampled_from([1, 2.5, 3])}
 )
@@ -55,7 +55,6 @@ rows = st.fixed_dictionaries(
         "rejected_text": st.just("stale"),
         "weight": st.just("stale"),
         "source_dataset": st.just("theirs"),
-        "units_codec": st.just("9f"),
         "other field": st.sampled_from([None, {"a": ["}\n", 1.50]}]),
         "ünï": st.just("x"),
     },
@@ -78,7 +77,7 @@ rules = st.one_of(
     st.sampled_from(["text", "any"]),
 )
 def test_equal_to_the_naive_twin(some, mode, rule, gap, most, differ_in):
-    some = [{**ASK, "id": i, **one} for i, one in enumerate(some)]
+    some = [{**ASK, "id": i, "units_codec": "9f", **one} for i, one in enumerate(some)]
     told = {"score_mode": mode, "min_score_gap": gap, "pairs_per_prompt": most, "differ_in": differ_in, **rule}
     weights = {"semantic_weight": 0.7, "paralinguistic_weight": 0.3} if mode == "weighted" else {}
     wanted, margins, dropped, unusable = naive_pairs(
@@ -92,6 +91,7 @@ def test_equal_to_the_naive_twin(some, mode, rule, gap, most, differ_in):
             assert all(f"{why}: {count}" in str(error.value) for why, count in (dropped + unusable).items())
             return
         card, pairs = build(folder, some, **told, **weights)
+        assert len(read_rows(folder / "pairs.jsonl", check_audio=False)) == len(pairs)  # as training reads them
     measured = [margin for margin in margins if margin is not None]
     mean = math.fsum(measured) / len(measured) if measured else 1
     for pair, margin in zip(pairs, margins, strict=True):
@@ -127,12 +127,15 @@ def test_chosen_and_rejected_are_never_one_candidate_nor_one_answer(tmp_path):
 def test_the_same_words_may_differ_in_sound_if_that_is_asked_for(tmp_path):
     said = [candidate(3, 5, "yes"), candidate(3, 1, "yes")]
     said[1]["output-audio"] = "another.wav"
-    units = row(*(one | {"output-units": [1, 2]} for one in said))
+    units = row(*(one | {"output-units": [1, 2]} for one in said), units_codec="9f")
     card, pairs = build(tmp_path, [row(*said), units], differ_in="any")
     assert len(pairs) == 1 and "all candidates are the same answer" in card["rows"]["dropped"]
-    silent = row(*({**one, "output-text": "", "output-units": [i]} for i, one in enumerate(said)))
+    silent = row(*({**one, "output-text": "", "output-units": [i]} for i, one in enumerate(said)), units_codec="9f")
     (tmp_path / "textless").mkdir()
     assert len(build(tmp_path / "textless", [silent])[1]) == 1
+    (tmp_path / "unnamed").mkdir()
+    with pytest.raises(InputError, match="candidates.jsonl:1: units_codec: expected the digest of the codec"):
+        build(tmp_path / "unnamed", [{**silent, "units_codec": None}])
 
 
 def test_the_gap_is_between_the_two_that_are_used(tmp_path):

@@ -121,6 +121,9 @@ def test_an_id_that_comes_twice_is_refused(folders):
             built(folders(name), content)
         (line,) = str(error.value).splitlines()
         assert line.endswith(where[1]) and f"{where[0]}id: 'q3' is already the id at" in line
+    rows[3]["output"]["0"], rows[3]["output"]["1"] = rows[3]["output"]["1"], rows[3]["output"]["0"]  # pairs' own ids
+    with pytest.raises(InputError, match="c.jsonl:41: id: 'q3' is already the id at"):
+        built(folders("several"), as_lines(rows), pairs_per_prompt=2)
     assert len(built(folders("without"), as_lines({**one, "id": None} for one in rows)).splitlines()) == 50
 
 

@@ -28,6 +28,16 @@ def units(tmp_path_factory):
     return loaded
 
 
+def test_the_digest_says_nothing_of_where_the_codec_lies(tmp_path):
+    shipped = StarterUnits.load("starter/units")
+    shipped.save(tmp_path / "beside_a_model")
+    assert load_codec(tmp_path / "beside_a_model").digest == shipped.digest
+    with torch.no_grad():
+        shipped.prosody.leave.bias += 1
+    shipped.save(tmp_path / "other")
+    assert load_codec(tmp_path / "other").digest != load_codec(tmp_path / "beside_a_model").digest
+
+
 def test_encoding_is_the_codecs_spectral_units_without_repeats(units):
     waveform, rate = load_audio(ANSWER)
     spectral = units.codec.split(units.codec.encode(waveform, rate))[0]

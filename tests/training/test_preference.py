@@ -1,12 +1,14 @@
 """Preference runs: where pairs come from, the cached reference, the best step by held-out pairs, resuming."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from elocute.errors import InputError
 from elocute.recipe import Recipe, load_recipe
@@ -14,6 +16,7 @@ from elocute.rewards.combine import Judged
 from elocute.rewards.outcome import Invalid, Scored, Unavailable
 from elocute.training import reference_cache
 from elocute.training.pairs import best_and_worst
+from elocute.training.preference import LOGPS
 from elocute.training.trainer import Trainer
 from tests.training.preferences import preference_rows, write_rows
 
@@ -245,6 +248,33 @@ def test_the_cached_reference_is_the_live_one_and_is_computed_once(folder, tmp_p
     assert len(made) == 4
 
 
+def test_the_cache_is_keyed_by_all_that_changes_a_log_prob(folder, tmp_path):
+    trainer = Trainer(make_recipe(folder, tmp_path / "run", *OFFLINE, "objective.scope=all"))
+    policy, maker = trainer.preference.policy, trainer.preference.maker
+    pairs = [maker.of_row(example) for example in trainer.examples]
+
+    def name(pairs=pairs, *overrides):
+        return reference_cache.entry_name(make_recipe(folder, tmp_path / "other", *OFFLINE, *overrides), policy, pairs)
+
+    first = pairs[0]
+    other_end = replace(first.chosen, ids=torch.cat([first.chosen.ids[:-1], first.chosen.ids[-1:] - 1]))
+    other = tmp_path / "model"
+    shutil.copytree(folder / "model", other)
+    weights = load_file(other / "model.safetensors")
+    next(iter(weights.values())).view(-1)[0] += 1
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    changed = {
+        name([first._replace(chosen=other_end), *pairs[1:]]),
+        name([first._replace(chosen=first.rejected, rejected=first.chosen), *pairs[1:]]),
+        name([first._replace(prompt=first.prompt[:-1]), *pairs[1:]]),
+        name(pairs[::-1]),
+        name(pairs, f"model={other}"),
+    }
+    assert len(changed | {name()}) == 6
+    same = ["objective.scope=text", "objective.beta=0.5", "objective.loss=ipo", "objective.text_weight=2", "seed=9"]
+    assert name(pairs, *same) == name()
+
+
 # the best step
 
 
@@ -279,9 +309,11 @@ def test_held_out_pairs_are_measured_before_at_checkpoints_and_at_the_end(folder
     lines = metrics(tmp_path / "run")
     assert [line["step"] for line in lines if "dev/accuracy" in line] == [0, 2, 4, 5]
     assert (lines[0]["dev/accuracy"], lines[0]["dev/margin"]) == (0.5, 0.0)  # the policy is the reference
-    assert set(lines[0]) == {"step", "dev/accuracy", "dev/margin", "dev/best_step"}
+    assert set(lines[0]) == {"step", "dev/accuracy", "dev/margin", "dev/best_step", *LOGPS}
     dev = trainer.preference.held_out
-    sums = trainer.preference._score(dev, lambda batch: trainer.raw_policy(batch)[0])
+    sums = trainer.preference._score(dev, lambda batch: trainer.raw_policy(batch)[0], "all")
+    assert [lines[-1][name] for name in LOGPS] == pytest.approx(sums.mean(0).flatten().tolist(), rel=1e-6)
+    assert lines[-1]["dev/logp/chosen_speech"] != lines[0]["dev/logp/chosen_speech"] < 0  # though its scope is text
     reference = torch.stack([pair.reference for pair in dev])
     rewards = 0.1 * (sums - reference)[..., 0].numpy()  # scope: text
     margin = rewards[:, 0] - rewards[:, 1]

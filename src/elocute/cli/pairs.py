@@ -47,7 +47,9 @@ def pairs(
         Literal["text", "any"], typer.Option(help="Chosen and rejected differ in their words; or in anything.")
     ] = "text",
     pairs_per_prompt: Annotated[int, typer.Option(help="At most so many pairs a prompt, the widest.")] = 1,
-    validate_audio: Annotated[bool, typer.Option(help="Read all sound files; leave out what cannot be used.")] = False,
+    validate_audio: Annotated[
+        bool, typer.Option(help="Read the sound of prompts and of both answers; leave out what cannot be used.")
+    ] = False,
     top_k: Annotated[int | None, typer.Option(help="Only so many pairs, by gap.")] = None,
     max_samples: Annotated[int | None, typer.Option(help="Only so many pairs, drawn by the seed.")] = None,
     seed: Annotated[int, typer.Option()] = 0,
@@ -86,6 +88,7 @@ def _look(options, as_json: bool) -> None:
     import msgspec
 
     from elocute.pipelines.pairs.build import look_at_pairs
+    from elocute.pipelines.pairs.card import reasons
 
     made = look_at_pairs(options)
     first = {"rows": made.rows, "with_pairs": made.with_pairs, "pairs": made.pairs}
@@ -93,4 +96,5 @@ def _look(options, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"options": msgspec.to_builtins(options), "first_part": first}))
     else:
-        print(f"# checked: the first {made.rows:,} rows give {made.pairs:,} pairs")
+        lost = f" ({reasons(first['dropped'])})" if first["dropped"] else ""
+        print(f"# checked: the first {made.rows:,} rows give {made.pairs:,} pairs{lost}")

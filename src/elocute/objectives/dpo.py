@@ -53,8 +53,10 @@ def preference_losses(
     """
     if loss not in ("sigmoid", "ipo", "hinge"):
         raise ValueError(f"unknown loss {loss!r}, expected sigmoid, ipo or hinge")
-    if beta <= 0 or not 0 <= label_smoothing < 0.5 or (label_smoothing and loss != "sigmoid"):
-        raise ValueError(f"expected beta > 0 and label_smoothing 0, or in [0, 0.5) for sigmoid; got {label_smoothing}")
+    if not beta > 0:
+        raise ValueError(f"expected beta > 0, got {beta}")
+    if not 0 <= label_smoothing < 0.5 or (label_smoothing and loss != "sigmoid"):
+        raise ValueError(f"expected label_smoothing 0, or in [0, 0.5) for sigmoid; got {label_smoothing}")
     chosen_ratio = wide(chosen) - wide(ref_chosen).detach()
     rejected_ratio = wide(rejected) - wide(ref_rejected).detach()
     difference = chosen_ratio - rejected_ratio

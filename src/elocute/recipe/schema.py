@@ -202,6 +202,10 @@ class Dpo(Section):
         ]:
             if wrong:
                 raise ValueError(f"{key}: only with {only}")
+        if not any(self.weights):
+            raise ValueError(
+                f"text_weight, speech_weight: expected one above 0 in scope {self.scope}: nothing is trained"
+            )
         return self
 
     @property

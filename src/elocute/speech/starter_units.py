@@ -103,7 +103,7 @@ class StarterUnits:
             shape, place = Shape(**said["shape"]), said["codec"]
             net = Prosody(shape)
             net.load_state_dict(load_file(weights))
-            own = settings.read_bytes() + weights.read_bytes()
+            own = json.dumps([_FORMAT, asdict(shape)]).encode() + weights.read_bytes()  # not where the codec lies
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
             raise InputError(f"{folder}: not the starter's units: {str(error).splitlines()[0]}") from error
         codec = StarterCodec.load(folder / place)

@@ -120,6 +120,14 @@ class PairMaker:
         return float(value)
 
 
+def check_answers(example: Example, mode: str) -> None:
+    """InputError when the row lacks an answer that the mode needs, whatever the model makes of it."""
+    if mode != "best_worst" and example.target_text is None and example.target_audio is None:
+        raise InputError(f"{example.where}: sft_target_text, sft_target_audio: expected the answer to learn, got none")
+    if mode == "offline" and _lacks_rejected(example):
+        raise InputError(f"{example.where}: rejected_text, rejected_audio: expected the answer to unlearn, got none")
+
+
 def best_and_worst(judged: Judged, places: slice, min_gap: float) -> tuple[int, int] | str:
     """Places of the best and the worst answer of a group, or the reason why there is no such pair.
 

@@ -21,6 +21,7 @@ from elocute.training.preference_update import Answers, PreferenceUpdate, accura
 from elocute.training.reference_cache import cached_sums
 
 Progress = Callable[[str, int, int, dict], None]
+LOGPS = [f"dev/logp/{side}_{modality}" for side in ("chosen", "rejected") for modality in ("text", "speech")]
 
 
 class Preference:
@@ -95,18 +96,25 @@ class Preference:
 
     @torch.no_grad()
     def measure(self, step: int) -> dict:
-        """Reward accuracy and mean margin on the held-out pairs; `step` may become the best so far, step 0 may not."""
-        sums = self._score(self.held_out, lambda batch: self.policy(batch)[0])
-        totals = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
+        """Reward accuracy and mean margin on the held-out pairs; `step` may become the best so far, step 0 may not.
+
+        And the answers' mean log-probs by modality, out of scope too: what a loss on the text does to the speech.
+        """
+        sums = self._score(self.held_out, lambda batch: self.policy(batch)[0], "all")
+        totals = torch.zeros(6, dtype=torch.float64, device=self.accelerator.device)
+        totals[2:] = sums.sum(0).flatten()
         start = 0
         for piece in pieces(self.held_out, self.recipe.optim.micro_batch):
             losses = compare(self.spec, piece, sums[start : start + len(piece)], Answers(piece, "cpu"))
-            totals += torch.stack([accuracy(losses.margin).sum(), losses.margin.sum()]).to(totals.device)
+            totals[:2] += torch.stack([accuracy(losses.margin).sum(), losses.margin.sum()]).to(totals.device)
             start += len(piece)
-        right, margin = (self.accelerator.reduce(totals, "sum") / self.measured).tolist()
+        right, margin, *logps = (self.accelerator.reduce(totals, "sum") / self.measured).tolist()
         if step > 0:
             self.note(step, right, margin)
-        return {"dev/accuracy": right, "dev/margin": margin, "dev/best_step": self.best and self.best["step"]}
+        best = self.best and self.best["step"]
+        return {"dev/accuracy": right, "dev/margin": margin, "dev/best_step": best} | dict(
+            zip(LOGPS, logps, strict=True)
+        )
 
     def note(self, step: int, right: float, margin: float) -> None:
         """Keep the best step: of the highest accuracy, then of the highest margin, then the earliest."""
@@ -119,11 +127,11 @@ class Preference:
         """Pairs with the reference's log-probs; those that came from the cache have them already."""
         if self.reference is None:
             return list(pairs)
-        sums = self._score(pairs, lambda batch: self.reference.logprobs(batch, 1.0))
+        sums = self._score(pairs, lambda batch: self.reference.logprobs(batch, 1.0), self.spec.scope)
         return [pair._replace(reference=known) for pair, known in zip(pairs, sums, strict=True)]
 
-    def _score(self, pairs: Sequence[Pair], score) -> torch.Tensor:
-        return score_pairs(score, pairs, self.spec.scope, self.recipe.optim.micro_batch, self.accelerator.device)
+    def _score(self, pairs: Sequence[Pair], score, scope: str) -> torch.Tensor:
+        return score_pairs(score, pairs, scope, self.recipe.optim.micro_batch, self.accelerator.device)
 
     def _cached(self, pairs: list[Pair], name: str, progress: Progress) -> torch.Tensor:
         share = -(-len(pairs) // self.accelerator.num_processes)

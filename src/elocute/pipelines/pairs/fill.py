@@ -54,6 +54,8 @@ class RowPairs:
         messages, audios = row.messages or [], row.audios or []
         marks = 0
         for message in messages:
+            if message.content == "" and message.role == "user":
+                raise BadRow(f'messages: expected text or {AUDIO_MARK} from the user, got ""')
             marks += message.content.count(AUDIO_MARK)
         if marks != len(audios):
             raise BadRow(f"audios: expected {marks} paths, one for each {AUDIO_MARK} in messages, got {len(audios)}")
@@ -98,14 +100,16 @@ class RowPairs:
         prompt_lead, chosen_lead, rejected_lead = self.leads
         if prompt_lead and row.audios:
             row.audios = [_moved(path, prompt_lead) for path in row.audios]
-        row.sft_target_text = chosen.text or None
+        row.sft_target_text = chosen.text if chosen.says else None
         row.sft_target_audio = chosen.audio and _moved(chosen.audio, chosen_lead)
         row.sft_target_units = chosen.units and _checked_units(chosen.units, chosen_key)
         row.sft_target_cut = chosen.cut or None
-        row.rejected_text = rejected.text or None
+        row.rejected_text = rejected.text if rejected.says else None
         row.rejected_audio = rejected.audio and _moved(rejected.audio, rejected_lead)
         row.rejected_units = rejected.units and _checked_units(rejected.units, rejected_key)
         row.rejected_cut = rejected.cut or None
+        if (row.sft_target_units or row.rejected_units) and not row.units_codec:
+            raise BadRow("units_codec: expected the digest of the codec that output-units are of, got none")
         if not self.from_target:  # a target's score is there, or is not known
             row.chosen_score = -pair.chosen[0]
         row.rejected_score, row.score_gap = -pair.rejected[0], pair.gap if pair.gap == pair.gap else None
@@ -125,7 +129,10 @@ def _lead(options: PairOptions, kind: str) -> str:
 
 
 def _moved(path: str, lead: str) -> str:
-    return path if not lead or path[0] == "/" else lead + path
+    if not lead or path[0] == "/":
+        return path
+    name, is_store, key = path.partition(".safetensors#")
+    return os.path.normpath(lead + name) + is_store + key
 
 
 def _checked_units(units: Raw, key: str) -> Raw | None:

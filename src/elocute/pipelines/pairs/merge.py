@@ -17,7 +17,7 @@ from elocute.pipelines.pairs.parts import MOST_BAD, Made
 from elocute.pipelines.pairs.source import Source
 
 SCORES = ("margin", "gap", "chosen_score", "rejected_score")
-DTYPE = np.dtype([*((name, "<f8") for name in SCORES), ("draw", "<u8"), ("named", "?"), ("row", "<u4")])
+DTYPE = np.dtype([*((name, "<f8") for name in SCORES), ("draw", "<u8"), ("id", "<u8"), ("row", "<u4")])
 """Of parts.RECORD."""
 BARS = 12
 EXAMPLES = 3
@@ -70,14 +70,15 @@ def merge(
 
 
 def _check_ids(source: Source, records: np.ndarray) -> None:
-    """Training reads a row by its id: two rows of one id are a mistake in the candidates."""
-    draws = np.sort(records["draw"][records["named"]])
-    twice = draws[1:][draws[1:] == draws[:-1]]
+    """Training reads a row by its id: two rows of one id, both with pairs, are a mistake in the candidates."""
+    _, place = np.unique(records["row"], return_index=True)
+    ids, rows = np.unique(records["id"][place], return_counts=True)
+    twice = ids[(rows > 1) & (ids > 0)]
     if not len(twice):
         return
     first: dict[int, int] = {}
-    again = records[records["named"] & np.isin(records["draw"], twice)]
-    rows = [(row, first.setdefault(draw, row)) for row, draw in again[["row", "draw"]].tolist()]
+    again = records[place][np.isin(records["id"][place], twice)]
+    rows = [(row, first.setdefault(row_id, row)) for row, row_id in again[["row", "id"]].tolist()]
     rows = [(row, other) for row, other in rows if row != other][:MOST_BAD]
     places = source.places({row for twins in rows for row in twins})
     said = [(*places[row], places[other][0]) for row, other in rows]

@@ -29,9 +29,9 @@ MOST_WORKERS = 4
 AHEAD = 8  # parts that wait in front of each worker
 FIRST_DROPPED = 3
 MOST_BAD = 50
-RECORD = struct.Struct("<dddd8s?I")
-"""Of a pair: margin, gap, chosen score, rejected score (NaN: none), hash of the seed and of the row's id or content,
-whether that is an id, number of the row."""
+RECORD = struct.Struct("<dddd8s8sI")
+"""Of a pair: margin, gap, chosen score, rejected score (NaN: none), hash of the seed and of the pair's id or content,
+hash of the row's id (0: none), number of the row."""
 
 
 class Made(msgspec.Struct):
@@ -118,8 +118,9 @@ class PartMaker:
         """Count what rows give; returns their pairs."""
         found: list[Pair] = []
         filled: list[Row] = []
-        numbers: list[int] = []
+        rows_of: list[tuple[int, str | int | None]] = []
         for number, row in enumerate(rows, start=made.rows):
+            own = row.id  # several pairs of a row get ids of their own
             try:
                 pairs, pair_rows = self._row_pairs(row, made.candidates)
             except NoPair as reason:
@@ -129,18 +130,26 @@ class PartMaker:
             else:
                 found += pairs
                 filled += pair_rows
-                numbers += [number] * len(pairs)
+                rows_of += [(number, own)] * len(pairs)
                 made.with_pairs += 1
         made.rows += len(rows)
         lines = self._codec.encode(filled)
-        made.records += b"".join(map(self._record, found, filled, numbers, lines.split(b"\n")))
+        made.records += b"".join(map(self._record, found, filled, rows_of, lines.split(b"\n")))
         return lines
 
-    def _record(self, pair: Pair, row: Row, number: int, line: bytes) -> bytes:
-        named = row.id is not None and row.id != ""
-        draw = self._seeded.copy()
-        draw.update(str(row.id).encode() if named else line)
-        return RECORD.pack(pair.margin, pair.gap, -pair.chosen[0], -pair.rejected[0], draw.digest(), named, number)
+    def _record(self, pair: Pair, row: Row, of: tuple[int, str | int | None], line: bytes) -> bytes:
+        number, own = of
+        if own is None or own == "":
+            draw, row_id = self._hash(line), bytes(8)
+        else:
+            row_id = self._hash(str(own).encode())
+            draw = row_id if row.id == own else self._hash(row.id.encode())
+        return RECORD.pack(pair.margin, pair.gap, -pair.chosen[0], -pair.rejected[0], draw, row_id, number)
+
+    def _hash(self, content: bytes) -> bytes:
+        seeded = self._seeded.copy()
+        seeded.update(content)
+        return seeded.digest()
 
 
 def worker_count(size: int) -> int:

@@ -49,6 +49,11 @@ class Candidate(
     cut: bool | None = None
     seconds: float | None = None
 
+    @property
+    def says(self) -> str:
+        """Its text without white space around it."""
+        return (self.text or "").strip()
+
 
 class Message(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     """One turn."""
@@ -70,6 +75,7 @@ _FIRST = [
     ("rejected_audio", Raw, None),
     ("rejected_units", Raw, None),
     ("rejected_cut", Raw, None),
+    ("units_codec", str | None, None),
 ]
 _LAST = [
     ("source_dataset", Raw, None),

@@ -48,7 +48,7 @@ def rank(output: dict[str, Candidate], weights: tuple[float, float] | None, tall
     a, b = weights or (0.0, 0.0)
     whole = by_reward or (a.is_integer() and b.is_integer())
     for key, one in output.items():
-        text, scores = one.text, one.gemini_score or NOT_SCORED
+        text, scores = one.says, one.gemini_score or NOT_SCORED
         semantic, acoustic = scores.semantic_score, scores.paralinguistic_score
         if semantic is None or acoustic is None:
             if (semantic is None and a) or (acoustic is None and b):
@@ -59,7 +59,8 @@ def rank(output: dict[str, Candidate], weights: tuple[float, float] | None, tall
             continue
         if not whole:
             score = _rounded(score)
-        ranked.append((-score, -semantic, -acoustic, len(text) if text else one.seconds or 0.0, key, one))
+        length = len(text) if text else math.inf if one.seconds is None else one.seconds
+        ranked.append((-score, -semantic, -acoustic, length, key, one))
     tally["read"] += len(output)
     if len(ranked) < len(output):
         used = {one[4] for one in ranked}
@@ -75,7 +76,7 @@ def _speaks(one: Candidate) -> bool:
 def _unusable(one: Candidate) -> str:
     if one.broken:
         return "broken"
-    return "without a score" if one.text or _speaks(one) else "without text and audio"
+    return "without a score" if one.says or _speaks(one) else "without text and audio"
 
 
 class Rule:
@@ -93,7 +94,7 @@ class Rule:
 
     def against_target(self, target: Candidate, score: float | None, ranked: list[Ranked]) -> list[Pair]:
         """The supervised target against the worst candidates; `score` is the target's, if one is known."""
-        if not (target.text or _speaks(target)):
+        if not (target.says or _speaks(target)):
             raise NoPair("no supervised target")
         if not ranked:
             raise NoPair("no usable candidate")
@@ -167,9 +168,9 @@ class Rule:
     def _same(self, one: Ranked, other: Ranked) -> bool:
         """Whether two answers say the same: in words if they have any, else, or if any difference counts, in sound."""
         a, b = one[5], other[5]
-        if a.text != b.text and (a.text or "").strip() != (b.text or "").strip():
+        if a.text != b.text and a.says != b.says:
             return False
-        if self._in_words and a.text and a.text.strip():
+        if self._in_words and a.says:
             return True
         units = _bare(a.units), _bare(b.units)
         return units[0] == units[1] if all(units) else a.audio == b.audio
