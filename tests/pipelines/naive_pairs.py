@@ -56,6 +56,10 @@ def quality(key, candidate, score):
     return order
 
 
+def invalid(candidate):
+    return (candidate.get("outcome") or {}).get("kind") == "invalid"
+
+
 def said(candidate):
     return (candidate.get("output-text") or "").strip()
 
@@ -83,7 +87,7 @@ def pairs_of(row, options, unusable):
     if options["rule"] != "threshold" and len(ranked) < 2:
         raise NoPair("fewer than two usable candidates")
     repeats = [one.get("measures", {}).get("auto_bleu", 0) > delta for one in ranked]
-    good = [i for i, one in enumerate(ranked) if one["score"] >= least and not repeats[i]]
+    good = [i for i, one in enumerate(ranked) if one["score"] >= least and not repeats[i] and not invalid(one)]
     bad = [i for i, one in enumerate(ranked) if one["score"] <= largest or repeats[i]]
     if options["rule"] == "threshold" and not (good and bad):
         lacking = [name for name, some in (("choose", good), ("reject", bad)) if not some]
@@ -93,7 +97,7 @@ def pairs_of(row, options, unusable):
         if options["rule"] == "threshold":
             if i not in good or j not in bad:
                 continue
-        elif i > j or ranked[i]["measures"]["auto_bleu"] > options.get("max_auto_bleu", 1):
+        elif i > j or invalid(ranked[i]) or ranked[i]["measures"]["auto_bleu"] > options.get("max_auto_bleu", 1):
             continue
         gap = round(scores[i] - scores[j], 9)
         margin = {"best_worst": gap, "threshold": scores[i] - min(scores[j], largest), "rank": 0}[options["rule"]]
@@ -102,7 +106,7 @@ def pairs_of(row, options, unusable):
             margin = (worse[0] - worse[1]) / (len(ranked) - 1)
         pairs.append({"chosen": ranked[i], "rejected": ranked[j], "gap": gap, "margin": margin, "order": (i, -j)})
     if not pairs:
-        raise NoPair("no candidate to choose: the better ones repeat themselves")
+        raise NoPair("no candidate to choose: the better ones are invalid or repeat themselves")
     pairs.sort(key=lambda pair: (-pair["margin"], -pair["gap"], pair["order"]))
     return wide_enough(different(pairs, options), options)
 

@@ -42,6 +42,7 @@ candidates = st.fixed_dictionaries(
         "output-units": st.sampled_from([None, [], [1, 22], [3]]),
         "score": st.none() | st.sampled_from([0, 0.3, 0.1 + 0.2, 1, 2.5]),
         "broken": st.sampled_from([None, "", "no end"]),
+        "outcome": st.sampled_from([None, {"kind": "scored"}, {"kind": "invalid", "reason": "silent"}]),
         "seconds": st.sampled_from([None, 1, 2.5]),
         "seed": st.integers(),
     },
@@ -186,7 +187,19 @@ def test_what_repeats_may_be_rejected_but_is_never_chosen(tmp_path):
     last = row(candidate(5, 5, "a") | repeats, candidate(4, 4, "b") | plain)
     card, pairs = build(tmp_path, [first, last], max_auto_bleu=0.1)
     assert keys(pairs) == [("1", "2")]
-    assert set(card["rows"]["dropped"]) == {"no candidate to choose: the better ones repeat themselves"}
+    assert set(card["rows"]["dropped"]) == {"no candidate to choose: the better ones are invalid or repeat themselves"}
+
+
+@pytest.mark.parametrize("rule", ["best_worst", "rank", "threshold"])
+def test_an_invalid_answer_may_be_rejected_but_is_never_chosen(tmp_path, rule):
+    def said(score, text, kind="scored"):
+        sound = {"output-units": [len(text), score], "measures": {"auto_bleu": 0.0}}
+        return {"output-text": text, "score": score, "outcome": {"kind": kind}} | sound
+
+    silent = row(said(4, "good"), said(0, "", "invalid"), said(0, "", "invalid"), units_codec="9f")
+    high = row(said(5, "", "invalid"), said(4, "good"), said(1, "bad"), units_codec="9f")
+    _, pairs = build(tmp_path, [silent, high], rule=rule, score_mode="reward", differ_in="any")
+    assert keys(pairs) == [("0", "2"), ("1", "2")] and "rejected_text" not in pairs[0]
 
 
 def test_ranks_keep_prompts_that_are_uniformly_good(tmp_path):

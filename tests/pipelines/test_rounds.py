@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import soundfile
+import torch
 import yaml
 
 from elocute.data.audio import save_wav
@@ -14,9 +15,10 @@ from elocute.data.cache import EncodedAudio
 from elocute.data.rows import each_row
 from elocute.errors import InputError
 from elocute.models import load_model
-from elocute.pipelines.alarms import alarms
+from elocute.pipelines import rounds
+from elocute.pipelines.alarms import alarms, measure_candidates
 from elocute.pipelines.rounds import Rounds, check_rounds, split_pairs
-from elocute.recipe import load_recipe
+from elocute.recipe import dump_recipe, load_recipe
 from elocute.rollout import Sampling, sample_groups
 from tests.models.unit_folders import ending
 from tests.rewards.chat_server import serving, verdict
@@ -45,32 +47,10 @@ def recipe(tmp_path):
     return load
 
 
-def test_two_rounds_and_a_stopped_loop_give_the_same(recipe, tmp_path):
-    records, finished = Rounds(recipe()).run()
-    assert finished and [record["round"] for record in records] in ([1], [1, 2])
-    first = tmp_path / "run/round-1"
-    pairs = first.joinpath("pairs.jsonl").read_text().splitlines()
-    assert sorted(pairs) == sorted(
-        first.joinpath("train.jsonl").read_text().splitlines() + first.joinpath("dev.jsonl").read_text().splitlines()
-    )
-    assert (tmp_path / "run/model").exists() == records[0]["dev"]["raised"]
-
-    class Stop(Exception):
-        pass
-
-    def stop(stage, done, of, values):
-        if stage == "round 1: train":
-            raise Stop
-
-    with pytest.raises(Stop):
-        Rounds(recipe(run="again"), stop).run()
-    assert json.loads((tmp_path / "again/round-1/round.json").read_text())["pairs"] == records[0]["pairs"]
-    assert Rounds(recipe(run="again")).run(resume=True)[0][0]["dev"] == records[0]["dev"]
-
-
 @pytest.fixture
 def textless(tmp_path):
     """The loop on a tiny textless model with LoRA; a judge at an endpoint that likes short answers."""
+    torch.manual_seed(3)
     model = ending(tmp_path / "model", unit_codec(tmp_path / "codec"))
     rows = []
     for i in range(12):
@@ -84,6 +64,106 @@ def textless(tmp_path):
     words += ["rounds={count: 2, candidates: 6, thresholds: [[3, 2], [4, 3]], pairs_per_prompt: 4, dev_share: 0.4}"]
     words += ["lora={rank: 4, alpha: 8, targets: [q_proj, v_proj]}", "optim={lr: 0.02, schedule: constant}"]
     return load_recipe(RECIPE, [*words, "data.eval=null", "checkpoint.every=3", "report=false"])
+
+
+SHORT = """
+def short(waveforms, sample_rates, completions, **columns):
+    return [max(1.0, min(5.0, round(5.5 - len(wave) / rate / 0.12))) for wave, rate in zip(waveforms, sample_rates)]
+"""
+
+
+@pytest.fixture
+def local(textless, tmp_path):
+    """The same loop with that judge as a function; `load` takes overrides."""
+    (tmp_path / "short.py").write_text(SHORT)
+    rewards = f"rewards=[{{kind: function, name: short, function: {tmp_path}/short.py:short, low: 1, high: 5}}]"
+    file = tmp_path / "recipe.yaml"
+    file.write_text(dump_recipe(textless))
+    return lambda run, *more: load_recipe(file, [rewards, f"run_dir={tmp_path / run}", *more])
+
+
+class Stop(BaseException):
+    pass
+
+
+def stop_at(wanted):
+    def progress(stage, done, of, values):
+        if stage == wanted:
+            raise Stop
+
+    return progress
+
+
+def contents(run):
+    """What a loop leaves, but for times and places."""
+    names = ("candidates.jsonl", "scored.jsonl", "pairs.jsonl", "train.jsonl", "dev.jsonl", "model.safetensors")
+    files = sorted(path for name in names for path in run.rglob(name) if "checkpoints" not in path.parts)
+    return {str(path.relative_to(run)): path.read_bytes() for path in files}
+
+
+def test_stopped_at_any_stage_it_ends_the_same(local, tmp_path):
+    stages = []
+    records, finished = Rounds(local("whole"), lambda stage, *_: stages.append(stage)).run()
+    assert finished and [record["round"] for record in records] == [1, 2] and records[1]["dev"]["raised"]
+    whole = contents(tmp_path / "whole")
+    assert {"round-2/train/model/model.safetensors", "model/model.safetensors"} < set(whole)
+    assert whole["model/model.safetensors"] == whole["round-2/train/model/model.safetensors"]
+    order = list(dict.fromkeys(stages))
+    assert len(order) >= 8
+    resume = False
+    for stage in order:  # one run, stopped at each of its stages
+        with pytest.raises(Stop):
+            Rounds(local("stopped"), stop_at(stage)).run(resume=resume)
+        resume = True
+    again, finished = Rounds(local("stopped")).run(resume=True)
+    assert finished and contents(tmp_path / "stopped") == whole
+    for one, other in zip(records, again, strict=True):
+        assert {name: one[name] for name in ("dev", "alarms", "continuations")} == {
+            name: other[name] for name in ("dev", "alarms", "continuations")
+        }
+    low, high = records[0]["dev"]["ci95"]
+    assert 0 <= low <= records[0]["dev"]["accuracy"] <= high <= 1
+    assert records[1]["told"]["continuations"]["n"] == 12  # what the model that is handed out says, an answer a prompt
+    assert "told" not in records[0]  # the second round's candidates say it
+
+
+def test_thresholds_that_leave_no_pair_are_an_error_with_counts(local, tmp_path):
+    with pytest.raises(InputError) as error:
+        Rounds(local("run", "rounds.thresholds=[[90, 1], [90, 1]]")).run()
+    assert str(error.value).startswith(f"{tmp_path}/run/round-1/scored.jsonl: no pair is left of 12 rows: ")
+    assert "no candidate to choose" in str(error.value) and not (tmp_path / "run/model").exists()
+
+
+def test_a_bar_above_the_policy_ends_the_loop_with_the_model_before(local, tmp_path):
+    records, finished = Rounds(local("run", "rounds.thresholds=[[3, 2], [90, 1]]")).run()
+    assert finished and len(records) == 2 and "dev" not in records[1]
+    assert records[1]["pairs"]["written"] == 0 and "no pair is left of 12 rows" in records[1]["pairs"]["why"]
+    files = [tmp_path / "run" / place / "model.safetensors" for place in ("model", "round-1/train/model")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_round_that_does_not_raise_the_accuracy_is_not_used(local, tmp_path, monkeypatch):
+    best = rounds._Round._best
+    worse = {"accuracy": 0.5, "raised": False}
+    monkeypatch.setattr(rounds._Round, "_best", lambda self: best(self) | (worse if self.number == 2 else {}))
+    records, finished = Rounds(local("run")).run()
+    assert finished and len(records) == 2 and "told" not in records[1]
+    files = [tmp_path / "run" / place / "model.safetensors" for place in ("model", "round-1/train/model")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("objective.scope=text", "objective.scope: the model writes no text; expected speech or all"),
+        ("lora.targets=[nope]", "lora.targets: "),
+        ("objective.pair_weight=nope", "objective.pair_weight: expected weight, score_gap, chosen_score or one of"),
+    ],
+)
+def test_what_training_would_refuse_is_found_before_the_sampling(local, tmp_path, more, said):
+    with pytest.raises(InputError, match=said):
+        Rounds(local("run", more)).run()
+    assert not (tmp_path / "run").exists()
 
 
 def hears(server, handler, body, n):
@@ -168,8 +248,20 @@ def test_all_pairs_of_a_prompt_are_on_one_side(tmp_path):
 
 
 def test_alarms_name_what_left_the_base():
-    base = {"auto_bleu": 0.05, "seconds": 3.0, "distinct_2": 0.6}
+    base = {"auto_bleu": 0.05, "seconds": 3.0, "distinct_2": 0.6, "broken": 0.0, "empty": 0.1}
     assert alarms(base, base) == []
     assert alarms(base | {"auto_bleu": 0.069}, base) == []
-    found = alarms({"auto_bleu": 0.2, "seconds": 1.5, "distinct_2": 0.3}, base)
-    assert [line.split(":")[0] for line in found] == ["repetition", "length", "diversity"]
+    found = alarms({"auto_bleu": 0.2, "seconds": 1.5, "distinct_2": 0.3, "broken": 0.1, "empty": 0.3}, base)
+    assert [line.split(":")[0] for line in found] == ["repetition", "silence", "silence", "length", "diversity"]
+
+
+def test_silence_is_counted_and_no_merit(tmp_path):
+    def said(text, bleu, broken=None):
+        scored = {"output-text": text, "score": 2.0, "scores": {"judge": 2.0}, "measures": {"auto_bleu": bleu}}
+        return scored | {"broken": broken, "seconds": 1.0}
+
+    row = {"output": {"0": said("on and on and on", 0.5), "1": said("", 0.0), "2": said("", 0.0, "no end")}}
+    (tmp_path / "scored.jsonl").write_text(json.dumps(row) + "\n")
+    found = measure_candidates(tmp_path / "scored.jsonl")
+    assert (found["n"], found["auto_bleu"], found["score/judge"]) == (3, 0.5, 2.0)
+    assert (found["broken"], found["empty"]) == pytest.approx((1 / 3, 2 / 3))

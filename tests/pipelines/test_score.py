@@ -116,7 +116,7 @@ def test_every_candidate_gets_its_scores_and_keeps_what_it_had(candidates, score
             assert candidate["output-audio"] == f"given/{before['output'][key]['output-audio']}"
             assert candidate["measures"] == {"auto_bleu": 0.0, "auto_bleu_units": auto_bleu_slamkit(UNITS)}
             assert "gemini_score" not in candidate
-    assert column(tmp_path / "scored.jsonl", "score") == [[1.0, 0.0, None], [1.0]]
+    assert column(tmp_path / "scored.jsonl", "score") == [[1.0, 0.0, 0.0], [1.0]]  # an invalid answer has its penalty
     assert column(tmp_path / "scored.jsonl", "scores")[0] == [{"right": 1.0}, {"right": 0.0}, {"right": None}]
     good, bad = {"kind": "scored"}, {"kind": "invalid", "reason": "no end"}
     assert column(tmp_path / "scored.jsonl", "outcome") == [[good, good, bad], [good]]
@@ -180,7 +180,7 @@ def test_unavailable_is_no_number_and_is_tried_again_alone(candidates, scorer, t
         summary = job.run()
         assert summary["outcomes"] == {"scored": 4, "invalid": 1, "unavailable": 3}
         assert [[score is None for score in scores] for scores in column(job.out, "score")] == [
-            [False, True], [True, False], [False, True, True], [False],
+            [False, True], [True, False], [False, True, False], [False],
         ]  # fmt: skip
         lost = read(job.out)[0]["output"]["1"]
         assert lost["outcome"]["kind"] == "unavailable" and "HTTP 500" in lost["outcome"]["reason"]

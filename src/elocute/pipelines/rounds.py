@@ -1,7 +1,7 @@
 """`elocute rounds`: Align-SLM's loop (arXiv 2411.01834). Prompts → continuations → scores → pairs → DPO, then again.
 
     run_dir/round-1/{candidates.jsonl, audio/, scored.jsonl, pairs.jsonl, train.jsonl, dev.jsonl, train/, round.json}
-    run_dir/round-2/…, run_dir/model/   the last round's model
+    run_dir/round-2/…, run_dir/model/   the newest model that was used; round-N/told/: what the last one says
 
 Each round starts from the newest policy, which is also its reference, and raises the thresholds. Every part is the verb
 of its name, and goes on where it was stopped; round.json says which parts are done and what came out.
@@ -16,11 +16,13 @@ from typing import Any
 
 from elocute.data.files import write_atomically
 from elocute.data.rows import each_row, read_rows
-from elocute.errors import InputError, RunError
+from elocute.errors import InputError
+from elocute.evaluation.statistics import wilson
 from elocute.models import check_model
 from elocute.pipelines.alarms import alarms, measure_candidates
 from elocute.pipelines.pairs.build import build_pairs
 from elocute.pipelines.pairs.card import reasons
+from elocute.pipelines.pairs.merge import NoPairLeft
 from elocute.pipelines.pairs.options import PairOptions
 from elocute.pipelines.sample import CandidateSampler
 from elocute.pipelines.score import CandidateScorer
@@ -28,11 +30,14 @@ from elocute.recipe import Recipe
 from elocute.recipe.schema import Dpo
 from elocute.rewards.combine import build_mixer
 from elocute.rollout import seed_of
+from elocute.training.policy import load_policy
 from elocute.training.run import run
 from elocute.training.run_folder import RunFolder
 
 Progress = Callable[[str, int, int, dict], None]
 """Called with (stage, done, of, values)."""
+PAIR_WEIGHTS = ("weight", "score_gap", "chosen_score")
+"""Columns of every pair that may weigh it."""
 
 
 def check_rounds(recipe: Recipe) -> None:
@@ -59,15 +64,20 @@ class Rounds:
         """InputError unless folder, model, rows and rewards are fit for the loop."""
         self.folder.check(self.recipe, resume=resume)
         check_model(self.recipe.model)
+        rows = read_rows(self.recipe.data.train, self.recipe.data.prompt_seconds)
+        weight = self.recipe.objective.pair_weight
+        if weight and weight not in PAIR_WEIGHTS and any(weight not in row.columns for row in rows):
+            raise InputError(f"objective.pair_weight: expected {', '.join(PAIR_WEIGHTS)} or one of data.train")
         mixer = build_mixer(self.recipe.rewards, self.recipe.reward_mix, self.recipe.listen)
         try:
-            mixer.check(read_rows(self.recipe.data.train, self.recipe.data.prompt_seconds))
+            mixer.check(rows)
         finally:
             mixer.close()
 
     def run(self, *, resume: bool = False) -> tuple[list[dict[str, Any]], bool]:
         """Each round's record, and whether all was done: False when Ctrl-C stopped a training (its state is saved)."""
         self.check(resume=resume)
+        load_policy(self.recipe)  # what training would refuse of model, scope or adapters is found before the sampling
         self.folder.begin(self.recipe)
         records: list[dict[str, Any]] = []
         model = self.recipe.model
@@ -76,19 +86,20 @@ class Rounds:
             if not done.run(records):
                 return records + [done.record], False
             records.append(done.record)
-            if not done.record["dev"]["raised"]:
-                break
+            if not done.used:
+                return records, True
             model = done.folder / "train" / "model"
-        if model != self.recipe.model:
-            self._publish(model)
+            done.part("published", lambda model=model: self._publish(model))
+        done.part("told", lambda: done.tell(model, records[0]["continuations"]))
         return records, True
 
-    def _publish(self, model: Path) -> None:
+    def _publish(self, model: Path) -> str:
         partial = self.folder.model.with_name("model.partial")
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(model, partial)
         shutil.rmtree(self.folder.model, ignore_errors=True)
         partial.rename(self.folder.model)
+        return str(self.folder.model)
 
 
 class _Round:
@@ -103,36 +114,59 @@ class _Round:
 
     def run(self, earlier: list[dict[str, Any]]) -> bool:
         """What is not done yet. False when training was stopped."""
-        self._part("sampled", self._sample)
-        self._part("scored", self._score)
-        self._part("continuations", lambda: measure_candidates(self.folder / "scored.jsonl"))
+        self.part("sampled", lambda: self._sample(self.folder, self.model, self.recipe.rounds.candidates))
+        self.part("scored", lambda: self._score(self.folder))
+        self.part("continuations", lambda: measure_candidates(self.folder / "scored.jsonl"))
         measured = self.record["continuations"]
         base = earlier[0]["continuations"] if earlier else measured
-        self._part("alarms", lambda: alarms(measured, base))
-        self._part("pairs", self._pair)
-        if "dev" not in self.record:
+        self.part("alarms", lambda: alarms(measured, base))
+        self.part("pairs", self._pair)
+        if self.record["pairs"]["written"] and "dev" not in self.record:
             if not self._train():
                 return False
-            self._part("dev", self._best)
+            self.part("dev", self._best)
         return True
 
-    def _part(self, name: str, work: Callable[[], Any]) -> None:
+    @property
+    def used(self) -> bool:
+        """Whether the round's model tells its held-out pairs apart better than by chance."""
+        return "dev" in self.record and self.record["dev"]["raised"]
+
+    def tell(self, model: Path, base: dict[str, Any]) -> dict[str, Any]:
+        """What the trained model says, an answer a prompt, measured and compared as candidates are: no round follows
+        that would."""
+        folder = self.folder / "told"
+        self._sample(folder, model, 1)
+        self._score(folder)
+        measured = measure_candidates(folder / "scored.jsonl")
+        return {"continuations": measured, "alarms": alarms(measured, base)}
+
+    def part(self, name: str, work: Callable[[], Any]) -> None:
         if name in self.record:
             return
         self.record[name] = work()
         write_atomically(self.folder / "round.json", (json.dumps(self.record, indent=2) + "\n").encode())
 
-    def _sample(self) -> dict[str, Any]:
-        seed = seed_of(self.recipe.seed, "round", self.number)
-        recipe = self.recipe.model_copy(update={"model": self.model, "seed": seed})
-        sampler = CandidateSampler(recipe, recipe.data.train, self.folder, n=recipe.rounds.candidates)
+    def _sample(self, folder: Path, model: Path, n: int) -> dict[str, Any]:
+        seed = seed_of(self.recipe.seed, "round", self.number, folder.name)
+        recipe = self.recipe.model_copy(update={"model": model, "seed": seed})
+        sampler = CandidateSampler(recipe, recipe.data.train, folder, n=n)
         return sampler.run(resume=True, progress=self._stage) | {"candidates": "candidates.jsonl"}
 
-    def _score(self) -> dict[str, Any]:
-        with CandidateScorer(self.recipe, self.folder / "candidates.jsonl", self.folder / "scored.jsonl") as scorer:
+    def _score(self, folder: Path) -> dict[str, Any]:
+        with CandidateScorer(self.recipe, folder / "candidates.jsonl", folder / "scored.jsonl") as scorer:
             return scorer.run(resume=True, progress=self._stage) | {"scored": "scored.jsonl"}
 
     def _pair(self) -> dict[str, Any]:
+        """InputError when no pair is left; in a later round that is the loop's end: the bar is above the policy."""
+        try:
+            return self._pairs()
+        except NoPairLeft as error:
+            if self.number == 1:
+                raise
+            return {"written": 0, "why": str(error)}
+
+    def _pairs(self) -> dict[str, Any]:
         rounds = self.recipe.rounds
         bar = {}
         if rounds.rule == "threshold":
@@ -153,7 +187,7 @@ class _Round:
         dropped = {why: found["rows"] for why, found in card["rows"]["dropped"].items()}
         for name, count in counts.items():
             if not count:
-                raise RunError(
+                raise NoPairLeft(
                     f"{self.folder / 'pairs.jsonl'}: no pair is left for {name}: {card['pairs']['written']} pairs of "
                     f"{card['rows']['read']} prompts ({reasons(dropped) or 'none dropped'}); more prompts, more "
                     "candidates or another rounds.rule give more"
@@ -176,10 +210,12 @@ class _Round:
         lines = (self.folder / "train" / "metrics.jsonl").read_text().splitlines()
         last = [json.loads(line) for line in lines if "dev/best_step" in line][-1]
         best = next(json.loads(line) for line in lines if json.loads(line)["step"] == last["dev/best_step"])
+        pairs = self.record["pairs"]["dev"]
         # At the start policy and reference are one: every margin is 0, and a tie is half right.
         return {
             "step": best["step"],
             "accuracy": best["dev/accuracy"],
+            "ci95": list(wilson(int(best["dev/accuracy"] * pairs), pairs)),
             "margin": best["dev/margin"],
             "raised": best["dev/accuracy"] > 0.5,
         }

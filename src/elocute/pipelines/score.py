@@ -153,7 +153,7 @@ class CandidateScorer:
         return {
             **candidate,
             "output-text": answer.utterance.text,
-            "score": _value(judged.combined[i]),
+            "score": judged.values[i],
             "outcome": outcome_to_json(judged.combined[i]),
             "scores": scores,
             "outcomes": {name: outcome_to_json(outcome) for name, outcome in outcomes.items()},

@@ -11,7 +11,7 @@ from elocute.errors import InputError
 from elocute.models import SpeechLM, load_model
 from elocute.objectives.kl import kl_k3
 from elocute.objectives.logprobs import exact_kl, selected_logprobs
-from elocute.recipe.schema import Recipe
+from elocute.recipe.schema import Dpo, Recipe
 from elocute.training.batch import Batch
 
 
@@ -134,6 +134,8 @@ def load_policy(recipe: Recipe) -> Policy:
     lm = load_model(recipe.model, dtype=dtype if recipe.lora else torch.float32)
     lm.compute = None if dtype == torch.float32 else dtype
     check_head(lm, recipe.model)
+    if isinstance(recipe.objective, Dpo) and recipe.objective.scope == "text" and lm.layout.ratio == "speech-only":
+        raise InputError(f"{recipe.model}: objective.scope: the model writes no text; expected speech or all")
     if recipe.objective.exact_kl and lm.head().bias is not None:
         raise InputError(f"{recipe.model}: objective.kl.estimator: the model's head has a bias; expected k3")
     if recipe.lora:

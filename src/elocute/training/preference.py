@@ -9,7 +9,6 @@ from accelerate import Accelerator
 from elocute.data.cache import EncodedAudio
 from elocute.data.rows import check_rows
 from elocute.data.types import Example
-from elocute.errors import InputError
 from elocute.recipe.schema import Dpo, Recipe
 from elocute.rewards.combine import RewardMixer
 from elocute.rollout import check_room
@@ -39,8 +38,6 @@ class Preference:
         """Encodes the rows: InputError, a line each, for those that lack what the mode needs. Call `prepare` next."""
         self.recipe, self.spec, self.accelerator = recipe, recipe.objective, accelerator
         self.policy, self.audio = policy, audio
-        if policy.lm.layout.ratio == "speech-only" and self.spec.scope == "text":
-            raise InputError(f"{recipe.model}: objective.scope: the model writes no text; expected speech or all")
         self.examples = examples
         self.maker = PairMaker(self.spec, policy.lm, audio)
         check_rows(examples, self.maker.encode)

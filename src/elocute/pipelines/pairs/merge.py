@@ -23,6 +23,10 @@ BARS = 12
 EXAMPLES = 3
 
 
+class NoPairLeft(InputError):
+    """The options leave no pair at all; says how many rows each reason took."""
+
+
 def merge(
     options: PairOptions, source: Source, folder: Path, total: Made, parts: list[Made], origin: dict[str, Any]
 ) -> Card:
@@ -34,7 +38,7 @@ def merge(
     if not len(records):
         why = reasons({why: count for why, (count, _) in total.dropped.items()})
         of = f" (of {total.candidates['read']:,} candidates, {reasons(unusable)})" if unusable else ""
-        raise InputError(f"{options.input}: no pair is left of {total.rows:,} rows: {why}{of}")
+        raise NoPairLeft(f"{options.input}: no pair is left of {total.rows:,} rows: {why}{of}")
     _check_ids(source, records)
     keep, too_many = kept(records, options)
     weights = _weights(np.where(keep, records["margin"], np.nan))

@@ -33,6 +33,12 @@ class Measures(msgspec.Struct, gc=False):
     auto_bleu: float | None = None
 
 
+class Outcome(msgspec.Struct, gc=False):
+    """Whether a candidate was judged: scored, invalid (its own fault; the score is a penalty) or unavailable."""
+
+    kind: str | None = None
+
+
 class Candidate(
     msgspec.Struct, gc=False, rename={"text": "output-text", "audio": "output-audio", "units": "output-units"}
 ):
@@ -44,6 +50,7 @@ class Candidate(
     units: Raw = None
     gemini_score: Scores | None = None
     score: float | None = None
+    outcome: Outcome | None = None
     measures: Measures | None = None
     broken: str | None = None
     cut: bool | None = None
@@ -53,6 +60,11 @@ class Candidate(
     def says(self) -> str:
         """Its text without white space around it."""
         return (self.text or "").strip()
+
+    @property
+    def invalid(self) -> bool:
+        """It may be rejected, not chosen: nothing was heard in it, for example."""
+        return self.outcome is not None and self.outcome.kind == "invalid"
 
 
 class Message(msgspec.Struct, gc=False, forbid_unknown_fields=True):

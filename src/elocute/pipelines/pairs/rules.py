@@ -106,7 +106,7 @@ class Rule:
     def _best_worst(self, ranked: list[Ranked]) -> list[Pair]:
         if len(ranked) < 2:
             raise NoPair(FEW)
-        if self._most == 1 and self._most_repeats is None:
+        if self._most == 1 and self._most_repeats is None and not ranked[0][5].invalid:
             pair = _pair(ranked[0], ranked[-1])  # no other can be wider: nearly all prompts end here
             if pair.gap >= self._least_gap and pair.gap > 0 and not self._same(pair.chosen, pair.rejected):
                 return [pair]
@@ -126,7 +126,8 @@ class Rule:
         """A repetitive answer counts as one that scores s_r, however it was judged: no margin is below s_c - s_r."""
         least, largest, delta = self._thresholds
         repeats = [_auto_bleu(one) > delta for one in ranked]
-        chosen = [one for one, bad in zip(ranked, repeats, strict=True) if -one[0] >= least and not bad]
+        good = [one for one, bad in zip(ranked, repeats, strict=True) if not bad and not one[5].invalid]
+        chosen = [one for one in good if -one[0] >= least]
         rejected = [one for one, bad in zip(ranked, repeats, strict=True) if -one[0] <= largest or bad]
         if not chosen or not rejected:
             lacking = [name for name, some in (("choose", chosen), ("reject", rejected)) if not some]
@@ -137,10 +138,11 @@ class Rule:
     def _downhill(self, ranked: list[Ranked]) -> Iterator[tuple[Ranked, Ranked]]:
         """Each candidate that may be chosen, from the best on, against each behind it, from the worst on."""
         limit, places = self._most_repeats, range(len(ranked) - 1)
+        places = [place for place in places if not ranked[place][5].invalid]
         if limit is not None:
             places = [place for place in places if _auto_bleu(ranked[place]) <= limit]
-            if not places:
-                raise NoPair("no candidate to choose: the better ones repeat themselves")
+        if not places:
+            raise NoPair("no candidate to choose: the better ones are invalid or repeat themselves")
         for place in places:
             for worse in reversed(ranked[place + 1 :]):
                 yield ranked[place], worse
