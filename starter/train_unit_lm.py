@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--units", default="starter/units")
     parser.add_argument("--store", default="starter/build/sentences.safetensors")
     parser.add_argument("--start", type=Path, help="a model folder whose weights it starts from")
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=14)
     parser.add_argument("--tokens", type=int, default=8192, help="of a batch")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--hidden", type=int, default=192)

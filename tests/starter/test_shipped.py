@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from elocute.data.audio import load_audio
+from elocute.data.cache import EncodedAudio
 from elocute.data.rows import read_rows
 from elocute.data.units import UnitStore
+from elocute.models import load_model
 from elocute.rewards.pocketsphinx_ear import PocketSphinxEar
+from elocute.rollout import Sampling, sample_groups
 from elocute.speech.codec import StarterCodec
 from elocute.speech.starter_units import StarterUnits
 from starter.questions import draw_rows
@@ -83,3 +86,13 @@ def test_a_prompts_sound_file_encodes_to_the_shipped_units():
     for number, row in enumerate(rows[:4]):
         waveform = load_audio(STARTER / "stories" / f"prompt-{number}.wav")
         assert np.array_equal(codec.encode(*waveform), store.get(row.id))
+
+
+def test_the_textless_model_goes_on_with_a_story():
+    lm, [row, *_] = load_model(STARTER / "unit_lm"), read_rows(STARTER / "stories" / "test.jsonl")
+    prompt = lm.encode_prompt(row, EncodedAudio(lm.codec))
+    [[rollout]] = sample_groups(lm, [prompt], [[0]], Sampling(max_new_tokens=120, temperature=0.8, top_k=25))
+    sound = lm.decode(rollout.tokens.ids)
+    assert sound.broken is None and 1.5 < sound.seconds < 6
+    ear = PocketSphinxEar((STARTER / "stories" / "sentences.txt").read_text().splitlines())
+    assert len(ear.transcribe([sound.waveform], sound.sample_rate)[0].split()) >= 3
