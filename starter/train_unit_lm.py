@@ -2,8 +2,9 @@
 
     python -m starter.train_unit_lm --out starter/unit_lm
 
-It hears whole stories, and now and then some sentences of one; nothing else. After each epoch it is measured on stories
-of held-out tales (metrics.json) and saved.
+It hears whole stories, and now and then some sentences of one; nothing else. Last, for a short while, stories that now
+and then go on as another one: so it mixes them up, and could know better. After each epoch it is measured on stories of
+held-out tales (metrics.json) and saved.
 """
 
 import argparse
@@ -45,11 +46,23 @@ class Sequences:
         return torch.cat([torch.tensor([BOS]), UNIT_0 + units, torch.tensor([EOS] * ended, dtype=torch.int64)])
 
 
-def epoch_of(stories: list[Story], sequences: Sequences, tokens: int, rng: random.Random) -> list[list[torch.Tensor]]:
+def mixed_up(told: list[list[str]], share: float, rng: random.Random) -> list[list[str]]:
+    """Each story; before every sentence but the first, with this chance, it goes on as any other one."""
+    mixed = []
+    for story in told:
+        sentences = story[:1]
+        for place in range(1, len(story)):
+            if rng.random() < share:
+                story = rng.choice(told)
+            sentences.append(story[place])
+        mixed.append(sentences)
+    return mixed
+
+
+def epoch_of(told: list[list[str]], sequences: Sequences, tokens: int, rng: random.Random) -> list[list[torch.Tensor]]:
     """Each story once, of every fourth only a sentence or a few, which do not end it; batches of like length."""
     items = []
-    for story in stories:
-        sentences = [*story.sentences, story.ending]
+    for sentences in told:
         if rng.random() < 0.75:
             items.append(sequences.ids(sentences))
         else:
@@ -99,19 +112,21 @@ def save(model: LlamaForCausalLM, out: Path, metrics: dict) -> None:
 
 
 def train(model, stories: dict[str, list[Story]], sequences: Sequences, asked: argparse.Namespace) -> None:
-    """AdamW, warm-up and cosine."""
+    """AdamW: the truth with warm-up and cosine, then the mixed-up stories at a tenth of the rate."""
     rng = random.Random(asked.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=asked.lr, betas=(0.9, 0.98), weight_decay=0.05)
+    told = [[*story.sentences, story.ending] for story in stories["train"]]
     step, total, started = 0, 0, time.monotonic()
-    for epoch in range(asked.epochs):
+    for epoch in range(asked.epochs + asked.mixed_epochs):
         model.train()
-        batches = epoch_of(stories["train"], sequences, asked.tokens, rng)
-        total = total or asked.epochs * len(batches)
+        truth = epoch < asked.epochs
+        batches = epoch_of(told if truth else mixed_up(told, asked.mixed, rng), sequences, asked.tokens, rng)
+        total = total or max(1, asked.epochs * len(batches))
         losses = []
         for batch in batches:
             rate = min(1, (step + 1) / 100) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1, step / total))))
             for settings in optimizer.param_groups:
-                settings["lr"] = asked.lr * rate
+                settings["lr"] = asked.lr * (rate if truth else 0.1)
             log_p, tokens = log_probs(model, batch)
             loss = -log_p.sum() / tokens.sum()
             loss.backward()
@@ -122,10 +137,11 @@ def train(model, stories: dict[str, list[Story]], sequences: Sequences, asked: a
             step += 1
             if step % 50 == 0:
                 mean = sum(losses[-50:]) / len(losses[-50:])
-                print(f"step {step}/{total} loss {mean:.3f} {time.monotonic() - started:.0f} s", flush=True)
+                print(f"step {step} loss {mean:.3f} {time.monotonic() - started:.0f} s", flush=True)
         found = measure(model.eval(), stories["dev"][:MEASURED], sequences)
-        print(f"epoch {epoch + 1}/{asked.epochs}: {found}", flush=True)
-        save(model, asked.out, {"epochs": epoch + 1, "stories": len(stories["train"]), **found})
+        print(f"epoch {epoch + 1}: {found}", flush=True)
+        done = {"epochs": min(epoch + 1, asked.epochs), "mixed_epochs": max(0, epoch + 1 - asked.epochs)}
+        save(model, asked.out, done | {"mixed": asked.mixed, "stories": len(told), **found})
 
 
 def main() -> None:
@@ -135,6 +151,8 @@ def main() -> None:
     parser.add_argument("--store", default="starter/build/sentences.safetensors")
     parser.add_argument("--start", type=Path, help="a model folder whose weights it starts from")
     parser.add_argument("--epochs", type=int, default=14)
+    parser.add_argument("--mixed-epochs", type=int, default=1, help="last, of stories mixed up")
+    parser.add_argument("--mixed", type=float, default=0.5, help="chance of a jump to another story, a sentence")
     parser.add_argument("--tokens", type=int, default=8192, help="of a batch")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--hidden", type=int, default=192)
