@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,9 @@ from elocute.errors import InputError, naming
 from elocute.models.layout import Layout
 from elocute.speech import Codec
 from elocute.speech.codec import BrokenUnits
+
+_SPARE = re.compile(r"(^|\.)(rotary_emb\.inv_freq|decoder\.version)$")
+"""What old checkpoints hold beside the weights: computed buffers, OPT's mark of its version."""
 
 
 class SpeechLM:
@@ -79,7 +83,10 @@ class SpeechLM:
 
 
 def load_network(folder: Path, dtype: torch.dtype | str, **how):
-    """A folder's weights as a causal LM; `how` goes to transformers. InputError unless every weight is there."""
+    """A folder's weights as a causal LM; `how` goes to transformers.
+
+    InputError unless every weight is there and, but for `_SPARE`, no other.
+    """
     try:
         network, found = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, local_files_only=True, output_loading_info=True, **how
@@ -89,6 +96,8 @@ def load_network(folder: Path, dtype: torch.dtype | str, **how):
         raise InputError(f"{folder}: not a model that transformers can load: {reason}") from error
     if found["missing_keys"]:
         raise InputError(f"{folder}: the weights lack {sorted(found['missing_keys'])[0]}")
+    if strange := sorted(key for key in found["unexpected_keys"] if not _SPARE.search(key)):
+        raise InputError(f"{folder}: the weights hold {strange[0]}, for which the model of config.json has no place")
     return network
 
 
