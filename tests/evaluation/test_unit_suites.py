@@ -141,6 +141,20 @@ def test_the_data_digest_is_of_what_was_used(model, data, tmp_path):
     assert run(model, "--suite", "sblimp", "--data", data, "-o", tmp_path / "c")["data_digest"] != first["data_digest"]
 
 
+def test_the_data_digest_is_of_the_gold_table_too(model, data, tmp_path):
+    """Every label turned round: the same sounds, another result, another digest."""
+    first = run(model, "--suite", "sblimp", "--data", data, "-o", tmp_path / "a")
+    gold = data / "syntactic/dev/gold.csv"
+    turned = [row | {"correct": str(1 - int(row["correct"]))} for row in csv.DictReader(gold.open())]
+    with gold.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(turned[0]))
+        writer.writeheader()
+        writer.writerows(turned)
+    second = run(model, "--suite", "sblimp", "--data", data, "-o", tmp_path / "b")
+    accuracies = [values["result"]["dev_all"]["value"] for values in (first, second)]
+    assert accuracies[0] == pytest.approx(1 - accuracies[1]) and first["data_digest"] != second["data_digest"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -264,6 +278,34 @@ def text_lm(folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def continuing(tmp_path, monkeypatch):
+    """Evaluates a tiny model's continuations with LoudnessEar: (prompts, folder's name, who else) → eval.json."""
+    lm = tiny_unit_lm()
+    monkeypatch.setattr(unit_suites, "load_speaker", lambda folder: lm)
+    monkeypatch.setattr(unit_suites, "build_ear", lambda spec: LoudnessEar())
+    (tmp_path / "model").mkdir()
+    how = Continuing(Sampling(16, 0.8), seed=4, seconds=1.0)
+
+    def evaluated(data: Path, out: str, **others) -> dict:
+        prompts, listeners = read_prompts(data, 1.0, None), Listeners(EAR, **others)
+        return evaluate_continuation(tmp_path / "model", data, prompts, tmp_path / out, listeners, how)
+
+    evaluated.lm = lm
+    return evaluated
+
+
+def test_the_data_digest_of_rows_is_of_their_recordings_too(continuing, tmp_path):
+    for name in ("here", "there"):
+        record(tmp_path / name / "one.wav", 1, 1.5)
+        row = {"id": "r", "messages": [{"role": "user", "content": "<|audio|>"}], "audios": ["one.wav"]}
+        (tmp_path / name / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    first = continuing(tmp_path / "here/rows.jsonl", "a")["data_digest"]
+    assert continuing(tmp_path / "there/rows.jsonl", "b")["data_digest"] == first  # where they lie does not matter
+    record(tmp_path / "here/one.wav", 2, 1.5)
+    assert continuing(tmp_path / "here/rows.jsonl", "c")["data_digest"] != first
+
+
 JUDGE = """
 def score(prompts, completions, question_text, **columns):
     '''Counts letters: 1 to 5. Has nothing to say where it hears a low one first.'''
@@ -273,7 +315,7 @@ def score(prompts, completions, question_text, **columns):
 
 
 @pytest.fixture
-def judged(prompts, tmp_path, monkeypatch) -> tuple[Path, dict]:
+def judged(prompts, tmp_path, continuing) -> tuple[Path, dict]:
     """A whole evaluation of 12 prompts; of the continuations some are silent, some the judge cannot score."""
     for number in range(9):
         record(prompts / f"more/{number}.wav", 10 + number, 1.2)
@@ -282,18 +324,10 @@ def judged(prompts, tmp_path, monkeypatch) -> tuple[Path, dict]:
     sense = f"{{kind: function, name: sense, function: '{tmp_path}/judge.py:score', low: 1, high: 5}}"
     likely = f"{{kind: perplexity, name: likely, path: {text_lm(tmp_path / 'text-lm')}}}"
     judges.write_text(f"rewards: [{sense}, {likely}]\n")
-    lm = tiny_unit_lm()
-    codec_decode = lm.codec.decode
-    lm.codec.decode = lambda units: codec_decode(units) * (units[0] % 3 > 0)  # every third begins, and stays, silent
-    monkeypatch.setattr(unit_suites, "load_speaker", lambda folder: lm)
-    monkeypatch.setattr(unit_suites, "build_ear", lambda spec: LoudnessEar())
-    (tmp_path / "model").mkdir()
-    listeners = Listeners(EAR, judges, str(tmp_path / "text-lm"))
-    how = Continuing(Sampling(16, 0.8), seed=4, seconds=1.0)
-    values = evaluate_continuation(
-        tmp_path / "model", prompts, read_prompts(prompts, 1.0, None), tmp_path / "out", listeners, how
-    )  # fmt: skip
-    return tmp_path / "out", values
+    codec = continuing.lm.codec
+    decode = codec.decode
+    codec.decode = lambda units: decode(units) * (units[0] % 3 > 0)  # every third begins, and stays, silent
+    return tmp_path / "out", continuing(prompts, "out", judges=judges, text_lm=str(tmp_path / "text-lm"))
 
 
 def test_defect_align_5_empty_transcripts_and_unparsed_scores(judged):

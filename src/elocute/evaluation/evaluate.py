@@ -1,5 +1,6 @@
 """A model on rows with right answers, into a folder: eval.json, every answer, and the sound of the first ones."""
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -79,7 +80,7 @@ def evaluate(
         "temperature": sampling.temperature,
         "max_new_tokens": sampling.max_new_tokens,
         "versions": earlier.get("versions", {}) | {name: {package: version(package) for package in PACKAGES}},
-        "data_digest": digest_file(data),
+        "data_digest": digest_rows(data, examples),
         "model_digest": earlier.get("model_digest", {}) | {name: digest_folder(model)},
         name: _to_json(summarise(rows)),
     }
@@ -89,6 +90,12 @@ def evaluate(
             found = {part: _to_json(of) for part, of in parts.items()}
             values[f"by_{column}"] = values.get(f"by_{column}", {}) | {name: found}
     return values
+
+
+def digest_rows(path: Path, examples: Sequence[Example]) -> str:
+    """Over the contents of a file of rows and of the recordings that `examples`, its rows, are asked with."""
+    recordings = dict.fromkeys(ref.path for example in examples for ref in example.audios)
+    return hashlib.sha256("\n".join(map(digest_file, (path, *recordings))).encode()).hexdigest()
 
 
 def describe_ear(ear: EarSpec) -> str:

@@ -28,7 +28,7 @@ from elocute.evaluation.continuation_suite import (
     why_unscored,
     write_continuations,
 )
-from elocute.evaluation.evaluate import PACKAGES, check_target, describe_ear, write_eval
+from elocute.evaluation.evaluate import PACKAGES, check_target, describe_ear, digest_rows, write_eval
 from elocute.evaluation.likelihood import Normalisation, file_logprobs, normalised
 from elocute.evaluation.pair_accuracy import accuracies, table
 from elocute.evaluation.statistics import Estimate
@@ -101,7 +101,8 @@ def evaluate_likelihood(
     found = file_logprobs(lm, EncodedAudio(lm.codec), files, progress=progress)
     scores = {file: normalised(logprob, normalisation) for file, logprob in found.items()}
     kind = SUITES[suite]
-    values = _header(suite, model, lm.codec.digest, _digest(data, files)) | {
+    tables = [part.gold for part in parts if part.gold is not None]
+    values = _header(suite, model, lm.codec.digest, _digest(data, [*files, *tables])) | {
         "normalisation": normalisation,
         "seeds": {"bootstrap": pair_accuracy.SEED},
         "utterances": len(found),
@@ -175,7 +176,8 @@ def evaluate_continuation(
     alone = None if text_lm is None else log_probs(text_lm, found, with_prompt=False)
     joined = None if text_lm is None else log_probs(text_lm, found, with_prompt=True)
     write_continuations(out / "continuations.jsonl", found, outcomes, alone)
-    digest = _digest(data, [ref.path for one in prompts for ref in one.audios]) if data.is_dir() else digest_file(data)
+    recordings = [ref.path for one in prompts for ref in one.audios]
+    digest = _digest(data, recordings) if data.is_dir() else digest_rows(data, prompts)
     values = _header("continuation", model, lm.codec.digest, digest) | {
         "normalisation": "words: elocute.data.normalise; gen_ppl: mean over tokens, without the prompt; "
         "gen_ppl_slamkit: mean of the utterances' means, prompt and continuation as one text",
@@ -232,7 +234,7 @@ def _header(suite: str, model: Path, codec_digest: str, data_digest: str) -> dic
 
 
 def _digest(data: Path, files: Sequence[Path]) -> str:
-    """Over the names and contents of the files used; where they lie does not matter."""
+    """Over the names and contents of the folder's files that are read; where it lies does not matter."""
     lines = (f"{digest_file(file)} {file.relative_to(data)}\0" for file in sorted(set(files)))
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
