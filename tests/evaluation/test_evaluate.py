@@ -51,6 +51,7 @@ def test_eval_json_says_how_it_was_measured(evaluated, model):
     out, values = evaluated
     assert json.loads((out / "eval.json").read_text()) == values
     assert values["ear"] == "PocketSphinx, bundled en-us model, closed vocabulary"
+    assert values["ear_digests"] == {"vocabulary": digest_file("starter/answers.txt")}
     assert (values["seed"], values["temperature"], values["max_new_tokens"]) == (3, 0.8, 24)
     contents = "\n".join(map(digest_file, (HELD_OUT, HELD_OUT.with_name("questions.safetensors"))))
     assert values["data_digest"] == hashlib.sha256(contents.encode()).hexdigest()

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from elocute.cli import app
 from elocute.data.audio import load_audio, save_wav
 from elocute.data.cache import EncodedAudio
-from elocute.data.digest import digest_folder
+from elocute.data.digest import digest_file, digest_folder
 from elocute.data.types import AudioRef
 from elocute.errors import InputError
 from elocute.evaluation import unit_suites
@@ -378,6 +378,17 @@ def test_the_continuation_suites_file_says_how(judged, tmp_path):
         np.mean([line["auto_bleu_slamkit"] for line in heard])
     )
     assert values["result"]["units"]["value"] == pytest.approx(np.mean([len(line["units"]) for line in lines]))
+
+
+def test_the_continuation_suites_file_says_who_judged(judged, tmp_path):
+    _, values = judged
+    likely, sense = values["judges"]["likely"], values["judges"]["sense"]
+    weights = digest_folder(tmp_path / "text-lm")
+    assert likely["spec"] == {"kind": "perplexity", "path": str(tmp_path / "text-lm")}
+    assert likely["digests"] == {"path": weights} and values["text_lm_digest"] == weights
+    assert sense["spec"]["function"] == f"{tmp_path}/judge.py:score"
+    assert sense["digests"] == {"function": digest_file(tmp_path / "judge.py")}
+    assert values["ear_digests"] == {}  # the package's own, see versions
 
 
 def test_every_metric_has_a_label_and_a_row(judged):

@@ -22,6 +22,7 @@ from elocute.models import SpeechLM, check_model, load_speaker
 from elocute.recipe import load_recipe
 from elocute.recipe.rewards import EarSpec, PocketSphinxSpec
 from elocute.rewards.build import build_ear
+from elocute.rewards.identity import digests
 from elocute.rewards.rule import right_answers
 from elocute.rollout import Sampling
 
@@ -76,6 +77,7 @@ def evaluate(
     values = earlier | {
         "normalisation": "elocute.data.normalise: case, punctuation, numbers as words",
         "ear": describe_ear(ear),
+        "ear_digests": digests(ear),
         "seed": seed,
         "temperature": sampling.temperature,
         "max_new_tokens": sampling.max_new_tokens,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import get_args
 
 from elocute.data.cache import EncodedAudio
-from elocute.data.digest import digest_file, digest_folder
+from elocute.data.digest import digest_file, digest_folder, digest_path
 from elocute.data.types import Example
 from elocute.errors import InputError
 from elocute.evaluation import continuation, pair_accuracy
@@ -35,8 +35,9 @@ from elocute.evaluation.statistics import Estimate
 from elocute.evaluation.suites import SALMON_PARTS, SUITES, Part, write_scores
 from elocute.models import UnitLM, load_speaker
 from elocute.recipe import load_rewards
-from elocute.recipe.rewards import EarSpec
+from elocute.recipe.rewards import EarSpec, RewardSpec
 from elocute.rewards.build import build_ear, build_reward
+from elocute.rewards.identity import digests, identity
 from elocute.rewards.outcome import Reward
 from elocute.rewards.text_likelihood import TextLM
 from elocute.rollout import Sampling
@@ -171,8 +172,11 @@ def evaluate_continuation(
         text_lm = _text_lm(listeners.text_lm)
         lm = load_speaker(model)
         found = continue_all(lm, EncodedAudio(lm.codec), prompts, ear, how.sampling, how.seed, out, progress=progress)
-        outcomes = judge(rewards, found, progress)
-        ranges = {reward.name: [reward.low, reward.high] for reward in rewards}
+        outcomes = judge([reward for _, reward in rewards.values()], found, progress)
+        judges = {
+            name: {"range": [reward.low, reward.high]} | identity(spec, reward)
+            for name, (spec, reward) in rewards.items()
+        }
     alone = None if text_lm is None else log_probs(text_lm, found, with_prompt=False)
     joined = None if text_lm is None else log_probs(text_lm, found, with_prompt=True)
     write_continuations(out / "continuations.jsonl", found, outcomes, alone)
@@ -186,31 +190,32 @@ def evaluate_continuation(
         "temperature": how.sampling.temperature,
         "max_new_tokens": how.sampling.max_new_tokens,
         "ear": describe_ear(listeners.ear),
+        "ear_digests": digests(listeners.ear),
         "text_lm": listeners.text_lm,
+        "text_lm_digest": None if text_lm is None else digest_path(text_lm.path),
         "result": _to_json(measure(found, outcomes, alone, joined)),
-        "judges": {
-            name: {"range": ranges[name], "unscored": reasons} for name, reasons in why_unscored(outcomes).items()
-        },
+        "judges": {name: judges[name] | {"unscored": reasons} for name, reasons in why_unscored(outcomes).items()},
     }
     write_eval(out / "eval.json", values)
     return values
 
 
 @contextmanager
-def _judges(path: Path | None, prompts: Sequence[Example]) -> Iterator[list[Reward]]:
-    """The rewards of a file, opened and closed. InputError for one that cannot judge these prompts once heard."""
-    rewards: list[Reward] = []
+def _judges(path: Path | None, prompts: Sequence[Example]) -> Iterator[dict[str, tuple[RewardSpec, Reward]]]:
+    """The rewards of a file by name. InputError for one that cannot judge these prompts once heard."""
+    rewards: dict[str, tuple[RewardSpec, Reward]] = {}
     heard = [replace(prompt, question_text="words") for prompt in prompts]
     try:
         for spec in [] if path is None else load_rewards(path):
-            if spec.name in {reward.name for reward in rewards} | set(METRICS):
+            if spec.name in rewards.keys() | set(METRICS):
                 raise InputError(f"{path}: rewards: {spec.name!r} already names a metric; give it a `name` of its own")
-            rewards.append(build_reward(spec))
-            if hasattr(rewards[-1], "check"):
-                rewards[-1].check(heard)
+            reward = build_reward(spec)
+            rewards[spec.name] = spec, reward
+            if hasattr(reward, "check"):
+                reward.check(heard)
         yield rewards
     finally:
-        for reward in rewards:
+        for _, reward in rewards.values():
             if hasattr(reward, "close"):
                 reward.close()
 

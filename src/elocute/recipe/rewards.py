@@ -6,12 +6,14 @@ rewards:
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, DirectoryPath, Field, FilePath, field_validator, model_validator
 
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
+MEANS = {"concurrency", "timeout", "attempts", "deadline", "cache", "workers", "batch_size", "device"}
+"""Keys of a reward that change how it is computed and not what: they may differ when the work goes on."""
 _STATISTICS = ("mean", "std", "max")  # of the combined reward, beside which a reward's own mean stands in the metrics
 
 
@@ -209,3 +211,10 @@ RewardSpec = Annotated[
     | JudgeSpec,
     Field(discriminator="kind"),
 ]
+
+
+def without_means(entry: Any) -> Any:
+    """A reward's or an ear's entry in the recipe without `MEANS`, those of its sections neither."""
+    if not isinstance(entry, dict):
+        return entry
+    return {key: without_means(value) for key, value in entry.items() if key not in MEANS}

@@ -23,7 +23,7 @@ class TextLM:
     def __init__(self, path: str | Path | None = None, batch_size: int = 16, device: str | None = None):
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        path = smollm2() if path is None else Path(path)
+        self.path = path = smollm2() if path is None else Path(path)
         self.batch_size = batch_size
         self.tokenizer = open_folder(path, AutoTokenizer)
         self.model = open_model(path, AutoModelForCausalLM, device)
