@@ -28,6 +28,7 @@ from elocute.evaluation.unit_suites import Continuing, Listeners, check_options,
 from elocute.evaluation.write_suites import write_gold_suite, write_salmon_part, write_storycloze
 from elocute.models.layout import Layout
 from elocute.models.unit_lm import UnitLM, Vocabulary
+from elocute.recipe import dump_recipe, load_recipe
 from elocute.recipe.rewards import PocketSphinxSpec
 from elocute.report.suites import CONTINUATION, suite_table
 from elocute.rewards.outcome import Scored, Unavailable
@@ -389,6 +390,23 @@ def test_the_continuation_suites_file_says_who_judged(judged, tmp_path):
     assert sense["spec"]["function"] == f"{tmp_path}/judge.py:score"
     assert sense["digests"] == {"function": digest_file(tmp_path / "judge.py")}
     assert values["ear_digests"] == {}  # the package's own, see versions
+    assert values["trained_against"] is None  # the model is no run's
+
+
+def test_the_ear_that_a_run_was_trained_by_is_written_down(model, prompts, tmp_path):
+    """The starter's loop listens by PocketSphinx, the only ear that needs no download: it evaluates by leave alone."""
+    recipe = dump_recipe(load_recipe("recipes/starter/align_slm.yaml", [f"model={model}"]))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/recipe.yaml").write_text(recipe)
+    (tmp_path / "run/model").symlink_to(model)
+    words = ("--suite", "continuation", "--data", prompts, "-o", tmp_path / "out", "--rows", 1, "--max-new-tokens", 8)
+    for target in ("run", "run/model"):
+        with pytest.raises(
+            InputError, match="recipe.yaml: 'listen' decided the run and --ear is the same; .*, or say --"
+        ):
+            run(tmp_path / target, *words, "--dry-run")
+    values = run(tmp_path / "run", *words, "--allow-trained")
+    assert values["trained_against"] == {"--ear": "listen"}
 
 
 def test_every_metric_has_a_label_and_a_row(judged):

@@ -23,6 +23,10 @@ def evaluate(
         Path | None, typer.Option(help="A Whisper or CTC folder that listens; default: PocketSphinx.")
     ] = None,
     vocabulary: Annotated[Path | None, typer.Option(help="All that PocketSphinx may hear (closed domains).")] = None,
+    allow_trained: Annotated[
+        bool,
+        typer.Option("--allow-trained", help="Ear and judges may be those that decided the run; eval.json says so."),
+    ] = False,
     normalisation: Annotated[
         str | None, typer.Option(help="Likelihood suites: mean (log-prob a token, the default) or sum.")
     ] = None,
@@ -50,6 +54,7 @@ def evaluate(
     from elocute.evaluation.unit_suites import check_options
 
     own = {"--rows": rows, "--ear": ear, "--vocabulary": vocabulary, "--temperature": temperature}
+    own |= {"--allow-trained": allow_trained or None}
     own |= {"--normalisation": normalisation, "--seconds": seconds, "--judge": judge, "--text-lm": text_lm}
     check_options(suite, own)
     if suite != "spoken-qa":
@@ -61,7 +66,7 @@ def evaluate(
     from elocute.rollout import Sampling
 
     listener = _ear(ear, vocabulary)
-    model, examples = check_evaluation(target, data, out, rows=rows, ear=listener)
+    model, examples = check_evaluation(target, data, out, rows=rows, ear=listener, allow_trained=allow_trained)
     if dry_run:
         print(json.dumps({"model": str(model), "rows": len(examples)}) if as_json else f"{model}: {len(examples)} rows")
         return
@@ -80,6 +85,7 @@ def evaluate(
         print(json.dumps(values))
     else:
         Console().print(results_table(values))
+        _say_trained_against(values)
         print(f"answers, WAVs and eval.json: {out}")
 
 
@@ -89,7 +95,8 @@ def _suite_job(suite: str, target: Path, data: Path, out: Path, own: dict, max_n
 
     if suite != "continuation":
         return likelihood_job(target, suite, data, out, own["--normalisation"] or "mean")
-    listeners = Listeners(_ear(own["--ear"], own["--vocabulary"]), own["--judge"], own["--text-lm"])
+    ear = _ear(own["--ear"], own["--vocabulary"])
+    listeners = Listeners(ear, own["--judge"], own["--text-lm"], bool(own["--allow-trained"]))
     sampling = Sampling(max_new_tokens, own["--temperature"] or 0.8)
     return continuation_job(
         target, data, out, listeners, Continuing(sampling, seed, own["--seconds"] or 3.0, own["--rows"])
@@ -109,7 +116,13 @@ def _run_suite(job, out: Path, dry_run: bool, as_json: bool) -> None:
         print(json.dumps(values))
     else:
         Console().print(suite_table(values))
+        _say_trained_against(values)
         print(f"eval.json and all it was measured on: {out}")
+
+
+def _say_trained_against(values: dict) -> None:
+    for option, name in (values.get("trained_against") or {}).items():
+        print(f"{option} decided the run (there: {name}): what it finds is what was trained for")
 
 
 def _ear(folder: Path | None, vocabulary: Path | None):

@@ -28,7 +28,15 @@ from elocute.evaluation.continuation_suite import (
     why_unscored,
     write_continuations,
 )
-from elocute.evaluation.evaluate import PACKAGES, check_target, describe_ear, digest_rows, write_eval
+from elocute.evaluation.evaluate import (
+    PACKAGES,
+    check_target,
+    describe_ear,
+    digest_rows,
+    ear_option,
+    write_eval,
+)
+from elocute.evaluation.independent import check_independent, trained_against
 from elocute.evaluation.likelihood import Normalisation, file_logprobs, normalised
 from elocute.evaluation.pair_accuracy import accuracies, table
 from elocute.evaluation.statistics import Estimate
@@ -45,7 +53,7 @@ from elocute.rollout import Sampling
 PACKAGED_TEXT_LM = "smollm2"
 Progress = Callable[[str, int, int, dict], None]
 
-_GENERATIVE = {"--rows", "--ear", "--vocabulary", "--temperature"}
+_GENERATIVE = {"--rows", "--ear", "--vocabulary", "--allow-trained", "--temperature"}
 OPTIONS = {
     "spoken-qa": _GENERATIVE,
     **dict.fromkeys(SUITES, {"--normalisation"}),
@@ -131,11 +139,22 @@ def evaluate_likelihood(
 
 @dataclass(frozen=True)
 class Listeners:
-    """Who listens and judges. judges: a YAML file with `rewards`, or None; text_lm: a folder, "smollm2", or None."""
+    """Who listens and judges. judges: a YAML file with `rewards`, or None; text_lm: a folder, "smollm2", or None.
+
+    allow_trained: they may have decided the run.
+    """
 
     ear: EarSpec
     judges: Path | None = None
     text_lm: str | None = None
+    allow_trained: bool = False
+
+    def evaluators(self) -> dict[str, dict]:
+        """Option → who it names, for `check_independent`. GenPPL and the perplexity reward of one LM are one judge."""
+        specs = [] if self.judges is None else load_rewards(self.judges)
+        found = ear_option(self.ear) | {f"--judge {spec.name}": spec.model_dump(mode="json") for spec in specs}
+        path = None if self.text_lm == PACKAGED_TEXT_LM else self.text_lm
+        return found | ({} if self.text_lm is None else {"--text-lm": {"kind": "perplexity", "path": path}})
 
 
 @dataclass(frozen=True)
@@ -150,7 +169,8 @@ class Continuing:
 
 def continuation_job(target: Path, data: Path, out: Path, listeners: Listeners, how: Continuing) -> Job:
     """Checks options, model folder and prompts; opens ear, judges and text LM, so that they are known to work."""
-    model = check_target(target, out, listeners.ear)
+    model = check_target(target, out)
+    check_independent(model, listeners.evaluators(), allowed=listeners.allow_trained)
     prompts = read_prompts(data, how.seconds, how.rows)
     with _judges(listeners.judges, prompts), closing(build_ear(listeners.ear)):
         _text_lm(listeners.text_lm)
@@ -191,6 +211,7 @@ def evaluate_continuation(
         "max_new_tokens": how.sampling.max_new_tokens,
         "ear": describe_ear(listeners.ear),
         "ear_digests": digests(listeners.ear),
+        "trained_against": trained_against(model, listeners.evaluators()),
         "text_lm": listeners.text_lm,
         "text_lm_digest": None if text_lm is None else digest_path(text_lm.path),
         "result": _to_json(measure(found, outcomes, alone, joined)),

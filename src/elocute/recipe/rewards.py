@@ -5,6 +5,8 @@ rewards:
   - {kind: asr, weight: 0.5, gate: {reward: rule, at_least: 1}, ear: {kind: pocketsphinx, vocabulary: answers.txt}}
 """
 
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -218,3 +220,28 @@ def without_means(entry: Any) -> Any:
     if not isinstance(entry, dict):
         return entry
     return {key: without_means(value) for key, value in entry.items() if key not in MEANS}
+
+
+def deciding(rewards: Sequence[Mapping[str, Any]], listen: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:
+    """What decides a run, by name: of its recipe's entries the rewards that count or gate, and the ear `listen`."""
+    gating = {reward["gate"]["reward"] for reward in rewards if reward.get("gate")}
+    named = {reward.get("name") or reward["kind"]: reward for reward in rewards}
+    found = {name: entry for name, entry in named.items() if entry.get("weight", 1) > 0 or name in gating}
+    return found | ({"listen": listen} if listen else {})
+
+
+def same_judge(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two entries are one judge: of one kind, path, model, rubric, function, column and label.
+
+    How it samples, which words its ear may hear and what it counts do not make it another. A reward that listens is
+    its ear.
+    """
+    return _who(one) == _who(other)
+
+
+def _who(entry: Mapping[str, Any]) -> tuple:
+    entry = entry.get("ear") or entry
+    path = entry.get("path") and os.path.realpath(entry["path"])
+    file, colon, name = (entry.get("function") or "").rpartition(":")
+    function = f"{os.path.realpath(file)}:{name}" if file.endswith(".py") else f"{file}{colon}{name}"
+    return (path, function, *(entry.get(key) for key in ("kind", "model", "rubric", "column", "label")))
