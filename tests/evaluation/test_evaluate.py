@@ -53,6 +53,7 @@ def test_eval_json_says_how_it_was_measured(evaluated, model):
     assert values["ear"] == "PocketSphinx, bundled en-us model, closed vocabulary"
     assert values["ear_digests"] == {"vocabulary": digest_file("starter/answers.txt")}
     assert (values["seed"], values["temperature"], values["max_new_tokens"]) == (3, 0.8, 24)
+    assert (values["top_k"], values["top_p"]) == (0, 1.0)  # the whole vocabulary
     contents = "\n".join(map(digest_file, (HELD_OUT, HELD_OUT.with_name("questions.safetensors"))))
     assert values["data_digest"] == hashlib.sha256(contents.encode()).hexdigest()
     assert values["model_digest"] == {"result": digest_folder(model)}

@@ -165,6 +165,10 @@ def test_the_data_digest_is_of_the_gold_table_too(model, data, tmp_path):
             "--judge: not an option of --suite salmon; it has --normalisation",
         ),
         (["--suite", "swuggy", "--rows", "3"], "--rows: not an option of --suite swuggy"),
+        (["--suite", "swuggy", "--seed", "0"], "--seed: not an option of --suite swuggy; it has --normalisation"),
+        (["--suite", "sblimp", "--max-new-tokens", "9"], "--max-new-tokens: not an option of --suite sblimp"),
+        (["--suite", "salmon", "--top-k", "9"], "--top-k: not an option of --suite salmon"),
+        (["--suite", "storycloze", "--allow-trained"], "--allow-trained: not an option of --suite storycloze"),
         (["--normalisation", "sum"], "--normalisation: not an option of --suite spoken-qa"),
         (["--suite", "sblimp", "--normalisation", "max"], "--normalisation max: expected mean or sum"),
         (["--suite", "sblimp", "--data", "src"], "src: expected syntactic/dev/gold.csv in it"),
@@ -391,6 +395,19 @@ def test_the_continuation_suites_file_says_who_judged(judged, tmp_path):
     assert sense["digests"] == {"function": digest_file(tmp_path / "judge.py")}
     assert values["ear_digests"] == {}  # the package's own, see versions
     assert values["trained_against"] is None  # the model is no run's
+
+
+def test_continuations_are_sampled_as_the_options_say(model, prompts, tmp_path):
+    """Of one token, the likeliest, whatever the seed; and eval.json says how."""
+    words, said = ("--suite", "continuation", "--data", prompts, "--rows", 1, "--max-new-tokens", 12), []
+    for name, how in (("a", ("--top-k", 1, "--seed", 1)), ("b", ("--top-p", 1e-6, "--seed", 2)), ("c", ())):
+        values = run(model, *words, "-o", tmp_path / name, *how)
+        said.append([values[key] for key in ("temperature", "top_k", "top_p", "max_new_tokens", "seeds")])
+        [line] = (tmp_path / name / "continuations.jsonl").read_text().splitlines()
+        said[-1].append(json.loads(line)["units"])
+    assert [one[:4] for one in said] == [[0.8, 1, 1.0, 12], [0.8, 0, 1e-6, 12], [0.8, 0, 1.0, 12]]
+    assert [one[4]["sampling"] for one in said] == [1, 2, 0]
+    assert said[0][5] == said[1][5] != said[2][5]
 
 
 def test_the_ear_that_a_run_was_trained_by_is_written_down(model, prompts, tmp_path):

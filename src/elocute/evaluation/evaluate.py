@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -78,8 +79,7 @@ def evaluate(
         "ear": describe_ear(ear),
         "ear_digests": digests(ear),
         "seed": seed,
-        "temperature": sampling.temperature,
-        "max_new_tokens": sampling.max_new_tokens,
+        **asdict(sampling),
         "versions": earlier.get("versions", {}) | {name: {package: version(package) for package in PACKAGES}},
         "data_digest": digest_rows(data, examples),
         "model_digest": earlier.get("model_digest", {}) | {name: digest_folder(model)},

@@ -7,7 +7,7 @@ score files, or continuations to read and listen to. What can be wrong is found 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -53,7 +53,8 @@ from elocute.rollout import Sampling
 PACKAGED_TEXT_LM = "smollm2"
 Progress = Callable[[str, int, int, dict], None]
 
-_GENERATIVE = {"--rows", "--ear", "--vocabulary", "--allow-trained", "--temperature"}
+_SAMPLING = {"--temperature", "--top-k", "--top-p", "--max-new-tokens", "--seed"}
+_GENERATIVE = {"--rows", "--ear", "--vocabulary", "--allow-trained"} | _SAMPLING
 OPTIONS = {
     "spoken-qa": _GENERATIVE,
     **dict.fromkeys(SUITES, {"--normalisation"}),
@@ -207,8 +208,7 @@ def evaluate_continuation(
         "gen_ppl_slamkit: mean of the utterances' means, prompt and continuation as one text",
         "seeds": {"sampling": how.seed, "bootstrap": continuation.SEED},
         "prompt_seconds": how.seconds,
-        "temperature": how.sampling.temperature,
-        "max_new_tokens": how.sampling.max_new_tokens,
+        **asdict(how.sampling),
         "ear": describe_ear(listeners.ear),
         "ear_digests": digests(listeners.ear),
         "trained_against": trained_against(model, listeners.evaluators()),
