@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,7 +21,15 @@ from elocute.data.digest import digest_file, digest_folder
 from elocute.data.types import AudioRef
 from elocute.errors import InputError
 from elocute.evaluation import unit_suites
-from elocute.evaluation.continuation_suite import METRICS, continue_all, judge, measure, read_prompts, why_unscored
+from elocute.evaluation.continuation_suite import (
+    METRICS,
+    continue_all,
+    judge,
+    log_probs,
+    measure,
+    read_prompts,
+    why_unscored,
+)
 from elocute.evaluation.likelihood import file_logprobs
 from elocute.evaluation.pair_accuracy import accuracies
 from elocute.evaluation.suites import SUITES, read_scores
@@ -32,6 +41,7 @@ from elocute.recipe import dump_recipe, load_recipe
 from elocute.recipe.rewards import PocketSphinxSpec
 from elocute.report.suites import CONTINUATION, suite_table
 from elocute.rewards.outcome import Scored, Unavailable
+from elocute.rewards.text_likelihood import TextLM
 from elocute.rollout import Sampling
 from elocute.speech.codec import StarterCodec
 from tests.evaluation.tiny_unit_lm import LoudnessCodec, record, tiny_unit_lm
@@ -311,6 +321,20 @@ def test_the_data_digest_of_rows_is_of_their_recordings_too(continuing, tmp_path
     assert continuing(tmp_path / "here/rows.jsonl", "c")["data_digest"] != first
 
 
+def test_gen_ppl_is_over_all_tokens(prompts, tmp_path):
+    """Longer transcripts than the judges read; with the prompt, no less of them. What the context cuts is counted."""
+    lm = TextLM(text_lm(tmp_path / "text-lm"))
+    lm.context = 700
+    found = continued(prompts, tmp_path / "out")
+    words = {0: "quiet low mid " * 150, 1: "loud", 2: "mid loud " * 400}
+    found = [replace(one, utterance=replace(one.utterance, text=words[i])) for i, one in enumerate(found)]
+    (alone, cut_alone), (joined, cut_joined) = (log_probs(lm, found, with_prompt=flag) for flag in (False, True))
+    before = [len(one.example.question_text.split()) for one in found]
+    assert [len(row) for row in alone] == [450, 1, 699] and cut_alone == 1
+    assert [len(row) for row in joined] == [450 + before[0], 1 + before[1], 699] and cut_joined == 1
+    assert min(before) > 0
+
+
 JUDGE = """
 def score(prompts, completions, question_text, **columns):
     '''Counts letters: 1 to 5. Has nothing to say where it hears a low one first.'''
@@ -391,6 +415,7 @@ def test_the_continuation_suites_file_says_who_judged(judged, tmp_path):
     weights = digest_folder(tmp_path / "text-lm")
     assert likely["spec"] == {"kind": "perplexity", "path": str(tmp_path / "text-lm")}
     assert likely["digests"] == {"path": weights} and values["text_lm_digest"] == weights
+    assert values["text_lm_cut"] == {"gen_ppl": 0, "gen_ppl_slamkit": 0}
     assert sense["spec"]["function"] == f"{tmp_path}/judge.py:score"
     assert sense["digests"] == {"function": digest_file(tmp_path / "judge.py")}
     assert values["ear_digests"] == {}  # the package's own, see versions

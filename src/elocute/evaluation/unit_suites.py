@@ -198,8 +198,8 @@ def evaluate_continuation(
             name: {"range": [reward.low, reward.high]} | identity(spec, reward)
             for name, (spec, reward) in rewards.items()
         }
-    alone = None if text_lm is None else log_probs(text_lm, found, with_prompt=False)
-    joined = None if text_lm is None else log_probs(text_lm, found, with_prompt=True)
+    alone, cut_alone = (None, 0) if text_lm is None else log_probs(text_lm, found, with_prompt=False)
+    joined, cut_joined = (None, 0) if text_lm is None else log_probs(text_lm, found, with_prompt=True)
     write_continuations(out / "continuations.jsonl", found, outcomes, alone)
     recordings = [ref.path for one in prompts for ref in one.audios]
     digest = _digest(data, recordings) if data.is_dir() else digest_rows(data, prompts)
@@ -214,6 +214,7 @@ def evaluate_continuation(
         "trained_against": trained_against(model, listeners.evaluators()),
         "text_lm": listeners.text_lm,
         "text_lm_digest": None if text_lm is None else digest_path(text_lm.path),
+        "text_lm_cut": {"gen_ppl": cut_alone, "gen_ppl_slamkit": cut_joined},
         "result": _to_json(measure(found, outcomes, alone, joined)),
         "judges": {name: judges[name] | {"unscored": reasons} for name, reasons in why_unscored(outcomes).items()},
     }
