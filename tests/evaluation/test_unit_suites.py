@@ -140,6 +140,9 @@ def test_the_other_suites(model, data, tmp_path):
     salmon = run(model, "--suite", "salmon", "--data", data / "salmon", "-o", tmp_path / "salmon")
     assert list(salmon["result"]) == ["rir_consistency"] and len(salmon["missing_parts"]) == 7
     assert "tables" in salmon and not salmon["tables"]
+    assert (
+        suite_table(salmon | {"tables": {"dev_by_frequency": {}}}).row_count == 1
+    )  # a table without rows has no title
 
 
 def test_the_data_digest_is_of_what_was_used(model, data, tmp_path):
