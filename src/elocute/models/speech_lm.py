@@ -9,11 +9,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from elocute.data.cache import EncodedAudio
-from elocute.data.types import AudioRef, Example, Utterance
+from elocute.data.types import Answer, AudioRef, Example, Utterance
 from elocute.errors import InputError, naming
 from elocute.models.layout import Layout
 from elocute.speech import Codec
 from elocute.speech.codec import BrokenUnits
+
+KINDS = ("interleaved", "units", "tts")
 
 
 class SpeechLM:
@@ -47,6 +49,15 @@ class SpeechLM:
     def context(self) -> int | None:
         """The most tokens that a prompt and its answer may have together; None where the config does not say."""
         return getattr(self.core().config, "max_position_embeddings", None)
+
+    def check_length(self, what: str, tokens: int) -> None:
+        """InputError, about `what`, when so many tokens do not fit into the context."""
+        if self.context is not None and tokens > self.context:
+            raise InputError(f"{what}: too long: at least {tokens} tokens, the model's context holds {self.context}")
+
+    def answer(self, example: Example, ids) -> Answer:
+        """A row and what was said to it, as rewards judge it."""
+        return Answer(example, self.decode(ids))
 
     def said(self, ids) -> tuple[Utterance, list[int]]:
         """One answer's ids → its sound, with no text yet, and the ids of what it wrote."""
@@ -114,6 +125,6 @@ def read_settings(folder: Path) -> dict:
         raise InputError(f"{file}:{error.lineno}: not JSON: {error.msg}") from error
     if not isinstance(settings, dict):
         raise InputError(f"{file}: expected a JSON object")
-    if (kind := settings.get("kind", "interleaved")) not in ("interleaved", "units"):
-        raise InputError(f"{file}: kind: expected interleaved or units, got {kind!r}")
+    if (kind := settings.get("kind", "interleaved")) not in KINDS:
+        raise InputError(f"{file}: kind: expected {', '.join(KINDS[:-1])} or {KINDS[-1]}, got {kind!r}")
     return settings

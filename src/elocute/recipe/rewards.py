@@ -93,6 +93,8 @@ class AsrSpec(_RewardSpec):
 
     kind: Literal["asr"]
     ear: EarSpec = PocketSphinxSpec(kind="pocketsphinx")
+    word_credit: Annotated[float, Field(ge=0)] = 0.0
+    """Of TTS models: weight of each word's own advantage on its speech tokens, see docs/losses.md; 0: off."""
 
 
 class _TextModelSpec(_RewardSpec):

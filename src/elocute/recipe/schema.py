@@ -366,9 +366,19 @@ class Recipe(Section):
             decides = reward.weight > 0 or reward.name in gating  # what is only measured may be measured again
             if reward.kind == "asr" and decides and _same_ear(reward.ear, self.evaluation.ear):
                 raise ValueError(f"evaluation.ear: reward {reward.name!r} is this recogniser, which then judges itself")
+        for reward in self.rewards:
+            if getattr(reward, "word_credit", 0) and not self._trains_speech:
+                raise ValueError(
+                    f"rewards: {reward.name}: word_credit: expected a policy gradient whose scope is speech or all"
+                )
         if self.lora and self.freeze:
             raise ValueError("freeze: lora trains its adapters only; choose lora.targets instead")
         return self
+
+    @property
+    def _trains_speech(self) -> bool:
+        objective = self.objective
+        return isinstance(objective, Hybrid) and objective.samples and objective.policy_gradient.scope != "text"
 
     def _consistent_hybrid(self, objective: Hybrid) -> None:
         if isinstance(objective.mixing, Adaptive) and self.reward_mix.scale == "group":

@@ -17,6 +17,8 @@ def loss_metrics(totals: dict[str, float]) -> dict:
     if "pg/tokens" in totals:
         values["pg/tokens"] = totals["pg/tokens"]
         values["pg/clip_fraction"] = _ratio(totals["pg/clipped"], totals["pg/tokens"])
+        if "pg/credited" in totals:
+            values["pg/credited"] = _ratio(totals["pg/credited"], totals["pg/tokens"])
         values["sampler/mismatch"] = _ratio(totals["sampler/mismatch"], totals["pg/tokens"])
     return values
 

@@ -38,6 +38,7 @@ from elocute.training.run_folder import RunFolder
 from elocute.training.samples import write_step_samples
 from elocute.training.schedule import learning_rate
 from elocute.training.update import Rows, Update
+from elocute.training.word_credit import check_word_credit, credit_weights, word_credit
 
 Progress = Callable[[int, dict], None]
 
@@ -67,6 +68,7 @@ class Trainer:
         # 2. the model, its reference, the optimiser
         policy = load_policy(recipe)
         self.lm = policy.lm
+        check_word_credit(recipe, self.lm)
         self.audio = EncodedAudio(self.lm.codec, recipe.data.cache)
         self.targets: dict[str, Tokens] = {}
         self.lengths: dict[str, int] = {}  # of prompts that are sampled from, by the row's place
@@ -230,6 +232,8 @@ class Trainer:
         rows = Rows.of([r.prompt for r in experience.rollouts], [r.tokens for r in experience.rollouts])
         rows.leave_out(experience.available[experience.mine].reshape(-1))
         rows.advantage = advantages[experience.mine].reshape(-1).float()
+        if weights := credit_weights(self.recipe):
+            rows.credit = word_credit(experience, weights, self.lm, spec)
         rows.sampler_logp = torch.nn.utils.rnn.pad_sequence([r.logprob for r in experience.rollouts], batch_first=True)
         return rows
 
