@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -16,7 +16,7 @@ def label(
     input: Annotated[Path, typer.Option("--input", help="Rows or texts (JSONL), or RLAIF-SPA's JSON.")],
     output: Annotated[Path, typer.Option("--output", help="The same rows with labels (JSONL).")],
     sources: Annotated[
-        list[Literal["rule", "audio", "llm", "rlaif-spa"]],
+        list[str],
         typer.Option("--from", metavar="rule|audio|llm|rlaif-spa", help="Who decides; may be given several times."),
     ],
     schema: Annotated[

@@ -42,6 +42,8 @@ PORTION = 100
 
 CHECKED_TOGETHER = 1000
 
+SOURCES = ("rule", "audio", "llm", "rlaif-spa")
+
 
 class Labeller:
     """Labels the rows in the file `input` into the file `output`.
@@ -63,6 +65,8 @@ class Labeller:
         drop_unknown: bool = False,
         max_unavailable: float = 0.5,
     ):
+        if unknown := [source for source in sources if source not in SOURCES]:
+            raise InputError(f"--from {unknown[0]}: expected {', '.join(SOURCES)}")
         if os.path.realpath(input) == os.path.realpath(output):
             raise InputError(f"--output {output}: expected another file than --input")
         self.input, self.output, self.schema, self.sources = input, output, schema, sources
@@ -149,7 +153,7 @@ class Labeller:
         return None
 
     def _portions(self, waiting: Sequence[int]) -> Iterator[list[tuple[int, LabelRow]]]:
-        """The rows of these numbers, some at a time; all portions nearly of one size, so that a share says something."""
+        """The rows of these numbers, some at a time, in portions of nearly one size: their shares say something."""
         most = PORTION if self.reader is None else ROUNDS * self.reader.endpoint.concurrency
         size = math.ceil(len(waiting) / math.ceil(len(waiting) / most)) if waiting else 1
         wanted = set(waiting)
