@@ -11,6 +11,8 @@ from elocute.cli.evaluate import evaluate
 from elocute.cli.label import label
 from elocute.cli.pairs import SETTINGS, pairs
 from elocute.cli.rounds import rounds
+from elocute.cli.speak import SETTINGS as LABELS
+from elocute.cli.speak import speak
 from elocute.cli.train import report, train
 from elocute.errors import InputError, RunError
 
@@ -26,6 +28,7 @@ for verb in (train, report, sample, score, rounds, label, chat):
     app.command()(verb)
 app.command("eval")(evaluate)
 app.command(context_settings=SETTINGS)(pairs)
+app.command(context_settings=LABELS)(speak)
 
 
 def main() -> None:

@@ -50,7 +50,7 @@ def train(
 def _dry_run(recipe, resume: bool, as_json: bool) -> None:
     from elocute.data.rows import read_rows
     from elocute.evaluation.evaluate import read_eval_rows
-    from elocute.models import check_model
+    from elocute.models import check_answers_questions, check_model
     from elocute.recipe import dump_recipe
     from elocute.training.run_folder import RunFolder
 
@@ -60,9 +60,10 @@ def _dry_run(recipe, resume: bool, as_json: bool) -> None:
     if recipe.data.dev:
         rows["data.dev"] = len(read_rows(recipe.data.dev, recipe.data.prompt_seconds))
     if recipe.data.eval:
+        check_answers_questions(recipe.model)
         limit, ear = recipe.evaluation.rows, recipe.evaluation.ear
         rows["data.eval"] = len(read_eval_rows(recipe.data.eval, limit, ear, recipe.data.prompt_seconds))
-    check_model(recipe.model)
+    check_model(recipe.model, examples)
     _check_rewards(recipe, examples)
     if as_json:
         print(json.dumps({"recipe": recipe.model_dump(mode="json"), "rows": rows}))

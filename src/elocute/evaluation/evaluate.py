@@ -17,7 +17,7 @@ from elocute.errors import InputError
 from elocute.evaluation.listening import write_answers
 from elocute.evaluation.spoken_qa import answer_all, by_column, judge_all, summarise
 from elocute.evaluation.statistics import Estimate
-from elocute.models import SpeechLM, check_model, load_speaker
+from elocute.models import SpeechLM, check_answers_questions, check_model, load_speaker
 from elocute.recipe import load_recipe
 from elocute.recipe.rewards import EarSpec, PocketSphinxSpec
 from elocute.rewards.build import build_ear
@@ -107,6 +107,7 @@ def check_evaluation(
 ) -> tuple[Path, list[Example]]:
     """What `elocute eval` needs, before a model is loaded: (model folder of a model or run, rows)."""
     model = check_target(target, out, ear)
+    check_answers_questions(model)
     return model, read_eval_rows(data, rows, ear)
 
 

@@ -34,7 +34,7 @@ def check_model(folder: str | Path, examples: Sequence[Example] = ()) -> None:
     """
     kind = _kind(folder)
     if kind == "tts":
-        check_rows(examples, tts_lm.load_vocabulary(Path(folder))[0].ids)
+        check_rows(examples, tts_lm.load_template(folder).row_ids)
     else:
         (unit_lm if kind == "units" else interleaved).load_vocabulary(Path(folder))
 

@@ -83,10 +83,10 @@ class SpeechLM:
         """The vocabulary head, one linear layer."""
         return self.core().get_output_embeddings()
 
-    def save_beside(self, folder: Path) -> None:
-        """Write what is not the network: the codec and elocute.json."""
+    def save_beside(self, folder: Path, **files: str) -> None:
+        """Write what is not the network: the codec and elocute.json, which also names `files`."""
         self.codec.save(folder / "codec")
-        (folder / "elocute.json").write_text(json.dumps(self.settings | {"codec": "codec"}, indent=2) + "\n")
+        (folder / "elocute.json").write_text(json.dumps(self.settings | {"codec": "codec"} | files, indent=2) + "\n")
 
 
 def load_network(folder: Path, dtype: torch.dtype | str, **how):

@@ -6,7 +6,8 @@
 
 `prompt` is the whole prompt, control tokens and all. In it `{text}` is the text to speak, and `{labels}` one token for
 each label that the row has, named as `label_token` says, in the schema's order; or `{instruction}` stands for both, in
-the words of the schema's own prompt. Without either of them the model takes no labels. No schema: the paper's.
+the words of the schema's own prompt. Without either of them the model takes no labels. `schema` is a file beside
+elocute.json, or "paper" (the default) or "rlaif_spa".
 
 An answer is `speech_begin`, if there is one, forced; then units and `speech_end`: every one of them is sampled, of
 speech class, and an action. The prompt is context and never trained.
@@ -14,7 +15,7 @@ speech class, and an action. The prompt is context and never trained.
 
 import json
 import re
-import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from elocute.errors import InputError
 from elocute.models.interleaved import InterleavedLM, control_tokens, load_fitting, load_tokenizer, token_ids
 from elocute.models.layout import Layout, Tokens
 from elocute.models.speech_lm import read_settings
-from elocute.prosody.schema import Schema, load_schema
+from elocute.prosody.schema import SHIPPED, Schema, load_schema
 from elocute.speech import Codec, load_codec
 
 TOKEN_NAMES = ("unit_0", "speech_end", "speech_begin")
@@ -40,6 +41,7 @@ class Template:
     prompt: str
     label_token: str | None
     schema: Schema
+    schema_file: Path
     tokenizer: object
     control: re.Pattern
 
@@ -47,20 +49,26 @@ class Template:
     def takes_labels(self) -> bool:
         return bool({"labels", "instruction"} & set(_PLACES.findall(self.prompt)))
 
-    def ids(self, example: Example) -> torch.Tensor:
-        """A row's prompt as ids, int64 [P]. InputError for what is no text to speak, and for unknown labels."""
-        text, labels = text_of(example), labels_of(example)
+    def ids(self, text: str, labels: Mapping[str, str]) -> torch.Tensor:
+        """The prompt as ids, int64 [P]. InputError for a text that holds a control token, and for unknown labels."""
+        if not text.strip():
+            raise InputError("text: expected a text to speak, got nothing")
         if found := self.control.search(text):
-            raise InputError(f"{example.where}: messages: the text holds the control token {found[0]!r}")
+            raise InputError(f"text: it holds the control token {found[0]!r}")
         if labels and not self.takes_labels:
-            raise InputError(f"{example.where}: labels: expected none, the model's prompt has no place for them")
-        try:
-            self.schema.check(labels)
-        except InputError as error:
-            raise InputError(f"{example.where}: labels: {error}") from error
+            raise InputError("labels: expected none, the model's prompt has no place for them")
+        self.schema.check(labels)
         return torch.tensor(self.tokenizer.encode(self.filled(text, labels), add_special_tokens=False))
 
-    def filled(self, text: str, labels: dict[str, str]) -> str:
+    def row_ids(self, example: Example) -> torch.Tensor:
+        """A row's prompt as ids; an InputError names the row."""
+        text, labels = text_of(example), labels_of(example)
+        try:
+            return self.ids(text, labels)
+        except InputError as error:
+            raise InputError(f"{example.where}: {error}") from error
+
+    def filled(self, text: str, labels: Mapping[str, str]) -> str:
         """The prompt in writing."""
 
         def fill(place: re.Match) -> str:
@@ -87,40 +95,35 @@ def text_of(example: Example) -> str:
 
 
 def labels_of(example: Example) -> dict[str, str]:
-    """A row's labels by dimension, those that it has. InputError when its field `labels` is something else."""
+    """A row's labels by dimension, those that it has. InputError when its field `labels` is no object."""
     labels = example.columns.get("labels") or {}
-    if not isinstance(labels, dict) or not all(isinstance(label, str | None) for label in labels.values()):
+    if not isinstance(labels, dict):
         raise InputError(f'{example.where}: labels: expected {{"dimension": "label"}}, got {json.dumps(labels)}')
-    return {name: label for name, label in labels.items() if label}
+    return {name: label for name, label in labels.items() if label not in (None, "")}
 
 
 class TtsLM(InterleavedLM):
     """A causal LM that reads aloud."""
 
-    def __init__(self, model, tokenizer, layout: Layout, codec: Codec, settings: dict, template: Template, file=None):
-        """file: the schema's, which `save` puts beside the weights; None: the paper's."""
+    def __init__(self, model, tokenizer, layout: Layout, codec: Codec, settings: dict, template: Template):
         super().__init__(model, tokenizer, layout, codec, settings)
-        self.template, self._schema_file = template, file
+        self.template = template
 
     @classmethod
     def load(cls, folder: str | Path, *, dtype: torch.dtype | str = torch.float32) -> "TtsLM":
         """Load a model folder. InputError names what is missing or does not fit."""
         folder = Path(folder)
         template, layout, codec, settings = load_vocabulary(folder)
-        network, file = load_fitting(folder, dtype, layout), settings.get("schema")
-        return cls(network, template.tokenizer, layout, codec, settings, template, file and folder / file)
+        return cls(load_fitting(folder, dtype, layout), template.tokenizer, layout, codec, settings, template)
 
-    def save(self, folder: str | Path) -> None:
-        """Write a folder that `load` reads: weights (LoRA merged), tokenizer, elocute.json, the codec, the schema."""
-        super().save(folder)
-        if self._schema_file is not None:
-            shutil.copyfile(self._schema_file, Path(folder) / "schema.yaml")
-            said = self.settings | {"codec": "codec", "schema": "schema.yaml"}
-            (Path(folder) / "elocute.json").write_text(json.dumps(said, indent=2) + "\n")
+    def save_beside(self, folder: Path) -> None:
+        """Write what is not the network: the codec, the schema and elocute.json."""
+        (folder / "schema.yaml").write_bytes(self.template.schema_file.read_bytes())
+        super().save_beside(folder, schema="schema.yaml")
 
     def encode_prompt(self, example: Example, audio: EncodedAudio | None = None) -> torch.Tensor:
-        """The row's text and labels as ids, int64 [P]; see Template.ids."""
-        ids = self.template.ids(example)
+        """The row's text and labels as ids, int64 [P]; see Template.row_ids."""
+        ids = self.template.row_ids(example)
         self.check_length(f"{example.where}: messages", len(ids) + 1)
         return ids
 
@@ -141,16 +144,24 @@ def load_vocabulary(folder: Path) -> tuple[Template, Layout, Codec, dict]:
     settings = read_settings(folder)
     check_settings(folder / "elocute.json", settings)
     codec, tokenizer = load_codec((folder / settings["codec"]).resolve()), load_tokenizer(folder)
-    file = settings.get("schema")
-    template = Template(
-        settings["prompt"],
-        settings.get("label_token"),
-        load_schema(file and folder / file),
-        tokenizer,
-        control_tokens(tokenizer),
-    )
+    template = make_template(folder, settings, tokenizer)
     _check_label_tokens(folder, template)
     return template, make_layout(folder, settings, tokenizer, codec), codec, settings
+
+
+def load_template(folder: str | Path) -> Template:
+    """How a model folder's prompts are made. InputError for a model that is no TTS model."""
+    if read_settings(Path(folder)).get("kind") != "tts":
+        raise InputError(f'{folder}: expected a TTS model, elocute.json with "kind": "tts"; see docs/own-tts-model.md')
+    return load_vocabulary(Path(folder))[0]
+
+
+def make_template(folder: Path, settings: dict, tokenizer) -> Template:
+    """What `elocute.json` says of the prompt; `schema` is a file beside it or the name of one that ships."""
+    named = settings.get("schema", "paper")
+    file = SHIPPED.get(named, Path(folder) / named)
+    control = control_tokens(tokenizer)
+    return Template(settings["prompt"], settings.get("label_token"), load_schema(file), file, tokenizer, control)
 
 
 def make_layout(folder: Path, settings: dict, tokenizer, codec: Codec) -> Layout:
@@ -175,8 +186,8 @@ def check_settings(file: Path, settings: dict) -> None:
             raise InputError(f"{file}: {key}: not understood: {settings[key]!r}")
     if unknown := set(settings) - {"kind", "codec", "tokens", "prompt", "label_token", "schema"}:
         raise InputError(f"{file}: {sorted(unknown)[0]}: unknown key")
-    if not isinstance(settings.get("schema"), str | None):
-        raise InputError(f"{file}: schema: expected the schema's file, got {settings['schema']!r}")
+    if not isinstance(settings.get("schema", "paper"), str):
+        raise InputError(f"{file}: schema: expected a file or {' or '.join(SHIPPED)}, got {settings['schema']!r}")
     places = sorted(_PLACES.findall(settings["prompt"]))
     if places not in (["text"], ["labels", "text"], ["instruction"]):
         raise InputError(

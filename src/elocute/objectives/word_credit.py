@@ -10,7 +10,6 @@ A word that all answers get right, or none, says nothing. A word that was put in
 right where nothing was put in at that place.
 """
 
-import torch
 from torch import Tensor
 
 from elocute.objectives.advantages import group_advantages

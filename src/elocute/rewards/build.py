@@ -37,7 +37,10 @@ def build_ear(spec: PocketSphinxSpec | TransformersEarSpec) -> Ear:
 
 
 def _asr(spec: AsrSpec) -> Reward:
-    return AsrReward(spec.name, build_ear(spec.ear))
+    ear, timed = build_ear(spec.ear), spec.word_credit > 0
+    if timed and isinstance(ear, TransformersEar):
+        ear.check_words()
+    return AsrReward(spec.name, ear, timed=timed)
 
 
 def _judge(spec: JudgeSpec) -> Reward:

@@ -67,7 +67,7 @@ class PocketSphinxEar:
         """The same, word by word, each with its time."""
         return self._all(listen_for_words, waveforms, sample_rate)
 
-    def _all(self, how: "Callable[[Decoder, np.ndarray, int], Any]", waveforms: Sequence[np.ndarray], rate: int) -> list:
+    def _all(self, how: Callable, waveforms: Sequence[np.ndarray], rate: int) -> list:
         if self.workers == 1:
             self._decoder = self._decoder or make_decoder(self._options)
             return [how(self._decoder, w, rate) for w in waveforms]
@@ -115,15 +115,13 @@ def listen(decoder: "Decoder", waveform: np.ndarray, sample_rate: int) -> str:
 
 
 def listen_for_words(decoder: "Decoder", waveform: np.ndarray, sample_rate: int) -> list[Word]:
-    """The words of one utterance, without silences and noises, to a frame of 10 ms."""
+    """The words of one utterance, without silences and noises; times to a frame of 10 ms."""
     if not _decode(decoder, waveform, sample_rate):
         return []
-    frame = 1 / decoder.config["frate"]
+    rate = decoder.config["frate"]
     spoken = [segment for segment in decoder.seg() if segment.word[0] not in "<[+"]
     # "read(2)" is the second pronunciation of "read".
-    return [
-        Word(re.sub(r"\(\d+\)$", "", s.word), s.start_frame * frame, (s.end_frame + 1) * frame) for s in spoken
-    ]
+    return [Word(re.sub(r"\(\d+\)$", "", s.word), s.start_frame / rate, (s.end_frame + 1) / rate) for s in spoken]
 
 
 def _decode(decoder: "Decoder", waveform: np.ndarray, sample_rate: int):
@@ -208,5 +206,5 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _in_worker(how: "Callable[[Decoder, np.ndarray, int], Any]", waveform: np.ndarray, sample_rate: int) -> Any:
+def _in_worker(how: Callable, waveform: np.ndarray, sample_rate: int) -> Any:
     return how(_worker_decoder, waveform, sample_rate)

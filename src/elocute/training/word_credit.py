@@ -26,7 +26,7 @@ def check_word_credit(recipe: Recipe, lm: SpeechLM) -> None:
     """InputError when a reward asks for word credit and the model's tokens cannot be given any."""
     for name in credit_weights(recipe):
         if not isinstance(lm, TtsLM):
-            raise InputError(f"rewards: {name}: word_credit: only for TTS models, whose answers all speak the same words")
+            raise InputError(f"rewards: {name}: word_credit: only for TTS models, whose answers all say the same words")
         if not hasattr(lm.codec, "units_per_second"):
             raise InputError(f"rewards: {name}: word_credit: the codec's units have no constant rate")
 
