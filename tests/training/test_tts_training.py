@@ -105,8 +105,7 @@ def test_defect_rlaif_2_the_prompt_is_in_context_and_first_and_last_token_are_tr
     other[other == vocabulary["<|speed:Fast|>"]] = vocabulary["<|speed:Slow|>"]
     with torch.no_grad():
         changed = trainer.raw_policy(replace(batch, prompt_ids=other))[0]
-    firsts = batch.columns == 1
-    assert (changed - logp).abs()[firsts].min() > 1e-4
+    assert (changed != logp)[batch.columns == 1].all() and (changed - logp).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("mixing", ["{kind: adaptive}", "{kind: fixed, value: 0.5}"])

@@ -129,8 +129,8 @@ class TransformersEar:
         inputs = self.processor(batch, sampling_rate=self.rate, return_tensors="pt", padding=True).to(self.model.device)
         with torch.inference_mode():
             tokens = self.model(**inputs).logits.argmax(-1)
-        if "attention_mask" in inputs:  # frames of padding spell letters too
-            frames = getattr(self.model, _FRAMES)(inputs["attention_mask"].sum(-1))
-            past = torch.arange(tokens.shape[1], device=tokens.device) >= frames[:, None]
-            tokens[past] = self.processor.tokenizer.pad_token_id
+            if "attention_mask" in inputs:  # frames of padding spell letters too
+                frames = getattr(self.model, _FRAMES)(inputs["attention_mask"].sum(-1))
+                past = torch.arange(tokens.shape[1], device=tokens.device) >= frames[:, None]
+                tokens[past] = self.processor.tokenizer.pad_token_id
         return tokens
