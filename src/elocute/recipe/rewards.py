@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, DirectoryPath, Field, FilePath, fiel
 
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
+Reference = Literal["written", "prompt"]
 _STATISTICS = ("mean", "std", "max")  # of the combined reward, beside which a reward's own mean stands in the metrics
 
 
@@ -89,10 +90,15 @@ EarSpec = Annotated[PocketSphinxSpec | TransformersEarSpec, Field(discriminator=
 
 
 class AsrSpec(_RewardSpec):
-    """exp(-2.5·WER) between what was written and what is heard."""
+    """How few words were misheard: a falling function of the WER between what should be said and what is heard."""
 
     kind: Literal["asr"]
     ear: EarSpec = PocketSphinxSpec(kind="pocketsphinx")
+    form: Literal["exp", "linear", "tanh"] = "exp"
+    """`exp`: exp(-2.5·WER); `linear`: 1 - WER, a WER above 1 counts as 1; `tanh`: 1 - tanh(3·WER)."""
+    reference: Reference = "written"
+    """What should be said. `written`: the text that the model wrote; `prompt`: the last user turn, for models that
+    speak a given text."""
 
 
 class _TextModelSpec(_RewardSpec):

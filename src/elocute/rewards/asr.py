@@ -4,7 +4,7 @@ A recogniser ("ear") turns waveforms into text. The one in the reward is never t
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -13,13 +13,16 @@ import numpy as np
 
 from elocute.data.audio import resample
 from elocute.data.normalise import normalise
-from elocute.data.types import Answer
+from elocute.data.rows import AUDIO_MARK, check_rows
+from elocute.data.types import Answer, Example
+from elocute.errors import InputError
+from elocute.recipe.rewards import Reference
 from elocute.rewards.local_model import open_folder, open_model
 from elocute.rewards.outcome import Invalid, Outcome, Scored
 from elocute.rewards.pocketsphinx_ear import PocketSphinxEar
 from elocute.rewards.proper import score_proper
 
-__all__ = ["AsrReward", "Ear", "PocketSphinxEar", "TransformersEar", "hear", "word_error_rate"]
+__all__ = ["AsrReward", "Ear", "PocketSphinxEar", "TransformersEar", "asked", "hear", "word_error_rate"]
 
 
 _FRAMES = "_get_feat_extract_output_lengths"  # transformers' name for: samples → frames of logits
@@ -33,20 +36,36 @@ class Ear(Protocol):
     def close(self) -> None: ...
 
 
-class AsrReward:
-    """exp(−2.5·WER) in [0, 1] between the text the model wrote and what `ear` hears in its audio.
+FORMS: dict[str, Callable[[float], float]] = {
+    "exp": lambda wer: math.exp(-2.5 * wer),
+    "linear": lambda wer: 1 - min(wer, 1.0),
+    "tanh": lambda wer: 1 - math.tanh(3 * wer),
+}
+"""Word error rate → reward, 1 at no error and never below 0."""
 
-    Both sides are normalised (data/normalise.py). `detail` holds what was heard and the word error rate.
+
+class AsrReward:
+    """`form` of the WER, in [0, 1], between what should be said and what `ear` hears in the audio.
+
+    reference: see `asked`. Both sides are normalised (data/normalise.py). `detail` holds what was heard and the word
+    error rate.
     """
 
     low, high = 0.0, 1.0
+    measures = ("wer",)
 
-    def __init__(self, name: str, ear: Ear):
+    def __init__(self, name: str, ear: Ear, form: str = "exp", reference: Reference = "written"):
         self.name = name
         self.ear = ear
+        self.form, self.reference = FORMS[form], reference
+
+    def check(self, examples: Iterable[Example]) -> None:
+        """InputError naming every row without a word to say."""
+        if self.reference == "prompt":
+            check_rows(examples, _has_words)
 
     def __call__(self, answers: Sequence[Answer]) -> list[Outcome]:
-        return score_proper(answers, self._score, needs_text=True, needs_audio=True)
+        return score_proper(answers, self._score, needs_text=self.reference == "written", needs_audio=True)
 
     def close(self) -> None:
         """Ends what the ear holds open."""
@@ -54,7 +73,18 @@ class AsrReward:
 
     def _score(self, answers: list[Answer]) -> list[Outcome]:
         heard = hear(self.ear, answers)
-        return [_faithfulness(a.utterance.text, h) for a, h in zip(answers, heard, strict=True)]
+        return [self._faithfulness(asked(a, self.reference), h) for a, h in zip(answers, heard, strict=True)]
+
+    def _faithfulness(self, wanted: str, heard: str) -> Outcome:
+        if not normalise(wanted):
+            return Invalid("no words in the text")
+        wer = word_error_rate(wanted, heard)
+        return Scored(self.form(wer), {"heard": heard, "wer": wer})
+
+
+def asked(answer: Answer, reference: Reference) -> str:
+    """What should be said. "written": the text that the model wrote; "prompt": what the last user turn gives to say."""
+    return answer.utterance.text if reference == "written" else _prompt(answer.example)
 
 
 def hear(ear: Ear, answers: Sequence[Answer]) -> list[str]:
@@ -77,11 +107,15 @@ def word_error_rate(written: str, heard: str) -> float:
     return jiwer.wer(reference, normalise(heard))
 
 
-def _faithfulness(written: str, heard: str) -> Outcome:
-    if not normalise(written):
-        return Invalid("no words in the text")
-    wer = word_error_rate(written, heard)
-    return Scored(math.exp(-2.5 * wer), {"heard": heard, "wer": wer})
+def _prompt(example: Example) -> str:
+    return example.messages[-1].content.replace(AUDIO_MARK, " ")
+
+
+def _has_words(example: Example) -> None:
+    if not normalise(_prompt(example)):
+        raise InputError(
+            f"{example.where}: messages: expected words to say in the last turn, found {_prompt(example)!r}"
+        )
 
 
 class TransformersEar:

@@ -37,7 +37,7 @@ def build_ear(spec: PocketSphinxSpec | TransformersEarSpec) -> Ear:
 
 
 def _asr(spec: AsrSpec) -> Reward:
-    return AsrReward(spec.name, build_ear(spec.ear))
+    return AsrReward(spec.name, build_ear(spec.ear), spec.form, spec.reference)
 
 
 def _judge(spec: JudgeSpec) -> Reward:
