@@ -73,7 +73,7 @@ def label(
         return
     done = to_the_end(lambda progress: job.run(resume=resume, progress=progress), as_json)
     if done:
-        print("\n".join(summary_lines(done)))
+        print("\n".join([*summary_lines(done), f"summary: {job.summary_file}"]))
 
 
 def _reader(model: str | None, concurrency: int, timeout: float, cache: Path | None, temperature: float | None):

@@ -47,7 +47,7 @@ def measure(waveform: np.ndarray, sample_rate: int, text: str) -> Prosody:
     sounding = np.flatnonzero(levels > _silence(levels))
     f0 = f0_track(at_rate, RATE, _HOP)
     voiced = f0[f0 > 0]
-    seconds = (sounding[-1] - sounding[0] + 1) * _HOP / RATE if len(sounding) else None
+    seconds = float(sounding[-1] - sounding[0] + 1) * _HOP / RATE if len(sounding) else None
     low, median, high = np.percentile(voiced, (5, 50, 95)) if len(voiced) else (None, None, None)
     return Prosody(
         phones_per_second=_rate(count_phones(text), seconds),

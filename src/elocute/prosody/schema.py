@@ -4,6 +4,7 @@ One YAML file that labeller, prompts, judges and `elocute speak` all read: `pape
 file, or a user's own. Every key is explained in docs/labels.md.
 """
 
+import hashlib
 import re
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Mapping
@@ -53,9 +54,7 @@ class Dimension(_Part):
         if isinstance(labels, dict):
             for label in labels:
                 if not isinstance(label, str) or label != " ".join(label.split()) or not label:
-                    raise ValueError(
-                        f"{label!r}: expected a label, words with single spaces (quote Yes, No and numbers)"
-                    )
+                    raise ValueError(f"expected words with single spaces (quote Yes, No and numbers), got {label!r}")
             if len({label.casefold() for label in labels}) < len(labels):
                 raise ValueError("two labels differ in upper and lower case only")
             return {label: meaning or "" for label, meaning in labels.items()}
@@ -101,6 +100,11 @@ class Schema(_Part):
             name: {**values, "name": name} if isinstance(values, dict) else values
             for name, values in dimensions.items()
         }
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of all it says, 64 hexadecimal digits: comments and layout of the file do not matter."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     def check(self, labels: Mapping[str, str]) -> None:
         """InputError unless `labels`, of any of the dimensions, are ones there are; it names the nearest."""

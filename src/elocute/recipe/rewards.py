@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, DirectoryPath, Field, FilePath, fiel
 
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
+Reference = Literal["written", "prompt"]
 _STATISTICS = ("mean", "std", "max")  # of the combined reward, beside which a reward's own mean stands in the metrics
 
 
@@ -89,10 +90,15 @@ EarSpec = Annotated[PocketSphinxSpec | TransformersEarSpec, Field(discriminator=
 
 
 class AsrSpec(_RewardSpec):
-    """exp(-2.5·WER) between what was written and what is heard."""
+    """How few words were misheard: a falling function of the WER between what should be said and what is heard."""
 
     kind: Literal["asr"]
     ear: EarSpec = PocketSphinxSpec(kind="pocketsphinx")
+    form: Literal["exp", "linear", "tanh"] = "exp"
+    """`exp`: exp(-2.5·WER); `linear`: 1 - WER, a WER above 1 counts as 1; `tanh`: 1 - tanh(3·WER)."""
+    reference: Reference = "written"
+    """What should be said. `written`: the text that the model wrote; `prompt`: the last user turn, for models that
+    speak a given text."""
     word_credit: Annotated[float, Field(ge=0)] = 0.0
     """Of TTS models: weight of each word's own advantage on its speech tokens, see docs/losses.md; 0: off."""
 
@@ -199,6 +205,131 @@ class JudgeSpec(_RewardSpec):
     """A folder of replies, so that nothing is asked twice."""
 
 
+class _LabelSpec(_RewardSpec):
+    labels: str = "paper"
+    """The prosody schema that the rows' `labels` are of: `paper`, `rlaif_spa` or a YAML file, see docs/labels.md."""
+
+
+class ProsodySpec(_LabelSpec):
+    """Does the voice do what the row's labels ask for? Measured: speed, pitch, energy; see docs/prosody-rewards.md."""
+
+    kind: Literal["prosody"]
+    measures: dict[str, list[str]] = {}
+    """Dimension: what of the voice decides its label; default: the schema's `measure`."""
+    recordings: FilePath | None = None
+    """Rows with `labels` and `sft_target_audio` that show what each label sounds like; default: the schema's
+    `bounds`."""
+    credit: Literal["closeness", "match", "ordinal", "probability"] = "closeness"
+    """What a voice is worth that is not quite the label's, see docs/prosody-rewards.md."""
+    reference: Reference = "prompt"
+    """The text whose phones and syllables are counted, as for `asr`."""
+
+
+class EmotionSpec(_RewardSpec):
+    """Probability of the row's label by a local audio classifier."""
+
+    kind: Literal["emotion"]
+    path: DirectoryPath
+    """A local folder of a transformers audio classifier."""
+    dimension: str = "emotion"
+    """Of the row's `labels`."""
+    label_map: dict[str, list[str]] = {}
+    """A row's label: the model's labels that mean it; default: the model's label of the same name."""
+    device: str | None = None
+    """Default: the first GPU, else the CPU."""
+
+
+class LocalListenerSpec(_Spec):
+    """An audio LLM on disk, such as Qwen2-Audio; a label is as probable as the model finds it as a reply."""
+
+    kind: Literal["transformers"]
+    path: DirectoryPath
+    """A local folder of an audio LLM."""
+    batch_size: Count = 4
+    """Answers at a time."""
+    device: str | None = None
+    """Default: the first GPU, else the CPU."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Of the model's weights."""
+
+
+class EndpointSpec(_Spec):
+    """A chat model that hears; its key and address come from the environment (see rewards/chat.py)."""
+
+    kind: Literal["endpoint"]
+    model: str | None = None
+    """Default: WAVALIGN_REWARD_MODEL or OPENAI_MODEL."""
+    temperature: Annotated[float, Field(ge=0)] | None = 0.0
+    """None leaves it to the endpoint."""
+    concurrency: Count = 8
+    """Requests in flight."""
+    timeout: Seconds = 60.0
+    """Seconds for one try."""
+    attempts: Count = 4
+    """Tries a request."""
+    deadline: Seconds = 300.0
+    """Seconds for a whole batch, retries included."""
+    cache: Path | None = None
+    """A folder of replies, so that nothing is asked twice."""
+
+
+class AudioJudgeSpec(_LabelSpec):
+    """Which labels does a model hear that listens? See docs/prosody-rewards.md."""
+
+    kind: Literal["audio_judge"]
+    listener: Annotated[LocalListenerSpec | EndpointSpec, Field(discriminator="kind")]
+    dimensions: list[str] | None = None
+    """Those that are judged; default: all of the schema."""
+    credit: Literal["match", "ordinal", "probability"] = "probability"
+    """What a label is worth that is not the row's, see docs/prosody-rewards.md."""
+
+    @property
+    def concurrency(self) -> int:
+        """Requests in flight."""
+        return getattr(self.listener, "concurrency", 1)
+
+
+class GuardSpec(_RewardSpec):
+    """1 where what is measured of the voice keeps within limits, else 0; its means and alarms are in the metrics."""
+
+    kind: Literal["guard"]
+    weight: Annotated[float, Field(ge=0)] = 0.0
+    """0: alarms only; above 0: also a penalty."""
+    limits: dict[str, tuple[float | None, float | None]] = {
+        "phones_per_second": (4.0, 30.0),
+        "pitch_range": (1.0, None),
+        "silence_share": (None, 0.6),
+        "clipping_share": (None, 0.01),
+    }
+    """Measure: its least and its most, null for none; the measures are those of `elocute.prosody.measure.Prosody`."""
+    reference: Reference = "prompt"
+    """The text whose phones and syllables are counted, as for `asr`."""
+
+
+class SpeakerSpec(_RewardSpec):
+    """Cosine between the voice and that of a recording, by a local x-vector model: a guard."""
+
+    kind: Literal["speaker"]
+    weight: Annotated[float, Field(ge=0)] = 0.0
+    """0: alarms only; as a goal it can destabilise."""
+    path: DirectoryPath
+    """A local folder such as wavlm-base-plus-sv."""
+    reference: FilePath | None = None
+    """A recording of the voice; default: each row's `sft_target_audio`."""
+    device: str | None = None
+    """Default: the first GPU, else the CPU."""
+
+
+class DnsmosSpec(_RewardSpec):
+    """How good the sound is, 1 to 5, by DNSMOS P.835: a guard. Needs the extra `dnsmos`."""
+
+    kind: Literal["dnsmos"]
+    weight: Annotated[float, Field(ge=0)] = 0.0
+    """0: alarms only."""
+    path: FilePath
+    """Your copy of `sig_bak_ovr.onnx`."""
+
+
 RewardSpec = Annotated[
     RuleSpec
     | AsrSpec
@@ -208,6 +339,12 @@ RewardSpec = Annotated[
     | CoherenceSpec
     | RelatednessSpec
     | FunctionSpec
-    | JudgeSpec,
+    | JudgeSpec
+    | ProsodySpec
+    | EmotionSpec
+    | AudioJudgeSpec
+    | GuardSpec
+    | SpeakerSpec
+    | DnsmosSpec,
     Field(discriminator="kind"),
 ]

@@ -4,21 +4,24 @@ A recogniser ("ear") turns waveforms into text. The one in the reward is never t
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import jiwer
 import numpy as np
 
 from elocute.data.normalise import normalise
-from elocute.data.types import Answer, Utterance
+from elocute.data.rows import AUDIO_MARK, check_rows
+from elocute.data.types import Answer, Example
+from elocute.errors import InputError
+from elocute.recipe.rewards import Reference
 from elocute.rewards.outcome import Invalid, Outcome, Scored
 from elocute.rewards.pocketsphinx_ear import PocketSphinxEar
 from elocute.rewards.proper import score_proper
 from elocute.rewards.transformers_ear import TransformersEar
 from elocute.rewards.words import Word, mark_words
 
-__all__ = ["AsrReward", "Ear", "PocketSphinxEar", "TransformersEar", "hear", "word_error_rate"]
+__all__ = ["AsrReward", "Ear", "PocketSphinxEar", "TransformersEar", "asked", "hear", "word_error_rate"]
 
 
 class Ear(Protocol):
@@ -34,22 +37,39 @@ class Ear(Protocol):
     def close(self) -> None: ...
 
 
-class AsrReward:
-    """exp(−2.5·WER) in [0, 1] between the text the model wrote and what `ear` hears in its audio.
+FORMS: dict[str, Callable[[float], float]] = {
+    "exp": lambda wer: math.exp(-2.5 * wer),
+    "linear": lambda wer: 1 - min(wer, 1.0),
+    "tanh": lambda wer: 1 - math.tanh(3 * wer),
+}
+"""Word error rate → reward, 1 at no error and never below 0."""
 
-    Both sides are normalised (data/normalise.py). `detail` holds what was heard and the word error rate; timed: also
-    `words`, a mark for each word (words.py).
+
+class AsrReward:
+    """`form` of the WER, in [0, 1], between what should be said and what `ear` hears in the audio.
+
+    reference: see `asked`. Both sides are normalised (data/normalise.py). `detail` holds what was heard and the word
+    error rate; timed: also `words`, a mark for each word (words.py).
     """
 
     low, high = 0.0, 1.0
+    measures = ("wer",)
 
-    def __init__(self, name: str, ear: Ear, *, timed: bool = False):
+    def __init__(
+        self, name: str, ear: Ear, form: str = "exp", reference: Reference = "written", *, timed: bool = False
+    ):
         self.name = name
         self.ear = ear
+        self.form, self.reference = FORMS[form], reference
         self.timed = timed
 
+    def check(self, examples: Iterable[Example]) -> None:
+        """InputError naming every row without a word to say."""
+        if self.reference == "prompt":
+            check_rows(examples, _has_words)
+
     def __call__(self, answers: Sequence[Answer]) -> list[Outcome]:
-        return score_proper(answers, self._score, needs_text=True, needs_audio=True)
+        return score_proper(answers, self._score, needs_text=self.reference == "written", needs_audio=True)
 
     def close(self) -> None:
         """Ends what the ear holds open."""
@@ -57,9 +77,23 @@ class AsrReward:
 
     def _score(self, answers: list[Answer]) -> list[Outcome]:
         if not self.timed:
-            heard = hear(self.ear, answers)
-            return [_faithfulness(a.utterance.text, h) for a, h in zip(answers, heard, strict=True)]
-        return [_timed(a.utterance, words) for a, words in zip(answers, hear_words(self.ear, answers), strict=True)]
+            return [self._faithfulness(a, h) for a, h in zip(answers, hear(self.ear, answers), strict=True)]
+        heard = hear_words(self.ear, answers)
+        texts = [" ".join(word.text for word in words) for words in heard]
+        return [self._faithfulness(*of) for of in zip(answers, texts, heard, strict=True)]
+
+    def _faithfulness(self, answer: Answer, heard: str, words: Sequence[Word] | None = None) -> Outcome:
+        wanted = asked(answer, self.reference)
+        if not normalise(wanted):
+            return Invalid("no words in the text")
+        wer = word_error_rate(wanted, heard)
+        marks = {} if words is None else {"words": mark_words(wanted, words, answer.utterance.seconds)}
+        return Scored(self.form(wer), {"heard": heard, "wer": wer} | marks)
+
+
+def asked(answer: Answer, reference: Reference) -> str:
+    """What should be said. "written": the text that the model wrote; "prompt": what the last user turn gives to say."""
+    return answer.utterance.text if reference == "written" else _prompt(answer.example)
 
 
 def hear(ear: Ear, answers: Sequence[Answer]) -> list[str]:
@@ -91,16 +125,12 @@ def word_error_rate(written: str, heard: str) -> float:
     return jiwer.wer(reference, normalise(heard))
 
 
-def _faithfulness(written: str, heard: str) -> Outcome:
-    if not normalise(written):
-        return Invalid("no words in the text")
-    wer = word_error_rate(written, heard)
-    return Scored(math.exp(-2.5 * wer), {"heard": heard, "wer": wer})
+def _prompt(example: Example) -> str:
+    return example.messages[-1].content.replace(AUDIO_MARK, " ")
 
 
-def _timed(utterance: Utterance, words: list[Word]) -> Outcome:
-    outcome = _faithfulness(utterance.text, " ".join(word.text for word in words))
-    if isinstance(outcome, Scored):
-        marks = mark_words(utterance.text, words, utterance.seconds)
-        return Scored(outcome.value, {**outcome.detail, "words": marks})
-    return outcome
+def _has_words(example: Example) -> None:
+    if not normalise(_prompt(example)):
+        raise InputError(
+            f"{example.where}: messages: expected words to say in the last turn, found {_prompt(example)!r}"
+        )

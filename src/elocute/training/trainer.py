@@ -38,6 +38,7 @@ from elocute.training.run_folder import RunFolder
 from elocute.training.samples import write_step_samples
 from elocute.training.schedule import learning_rate
 from elocute.training.update import Rows, Update
+from elocute.training.watch import Watch
 from elocute.training.word_credit import check_word_credit, credit_weights, word_credit
 
 Progress = Callable[[int, dict], None]
@@ -91,6 +92,7 @@ class Trainer:
             self.mixing = _make_mixing(recipe, self.mixer)
         # 3. where we are
         self.step, self.interrupted, self.stopping, self.saving_seconds = 0, False, False, 0.0
+        self.watch = Watch()
         self.accelerator.wait_for_everyone()  # all have checked the folder before one writes into it
         if self.accelerator.is_main_process:
             self.folder.create(recipe)
@@ -268,6 +270,7 @@ class Trainer:
                 self.mixing.load_state_dict(state["mixing"])
         if self.accelerator.is_main_process:
             self.folder.cut_metrics(self.step)
+            self.watch.replay(self.folder.metrics)
 
     def _on_interrupt(self, signum, frame) -> None:
         if self.interrupted:
@@ -291,6 +294,7 @@ class Trainer:
             values["rollout/tokens_per_s"] = values.pop("rollout/tokens") / seconds["rollout"]
         values |= {f"seconds/{name}": value for name, value in seconds.items()}
         if self.accelerator.is_main_process:
+            values |= self.watch(values)
             self.folder.append_metrics(values)
         if self.recipe.trackers:
             self.accelerator.log({k: v for k, v in values.items() if v is not None}, step=self.step)

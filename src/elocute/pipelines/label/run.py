@@ -130,7 +130,7 @@ class Labeller:
         return {
             "made_by": "elocute label",
             "input": digest_file(self.input),
-            "schema": self.schema.model_dump(mode="json"),
+            "schema": self.schema.digest,
             "sources": sorted(self.sources),
             "reader": reader,
             "drop_unknown": self.drop_unknown,
@@ -234,7 +234,7 @@ class Labeller:
         bounds = self._bounds([line for line in lines.values() if "labels" in line])
         for number, row in enumerate(self._rows()):
             line = lines[number]
-            tally.unknown.update(row.unknown)
+            tally.unknown.update(row.unknown.keys())
             if "unavailable" in line:
                 tally.leave_out(f"llm: {line['unavailable']}")
                 continue

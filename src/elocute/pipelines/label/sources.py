@@ -4,7 +4,6 @@ Each is asked only for the dimensions that are still open.
 """
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from elocute.pipelines.label.rows import LabelRow
 from elocute.prosody.schema import Dimension, Schema
 from elocute.rewards.chat import ChatEndpoint
 from elocute.rewards.judge_cache import JudgeCache, address
+from elocute.rewards.labels import read_labels
 from elocute.rewards.outcome import Unavailable
 
 _ASK = """You prepare sentences for expressive speech. Decide how a good reader would say the sentence that you are
@@ -60,7 +60,7 @@ class Reader:
         requests = [self.request(text, schema) for text, schema in asked]
         keys = [address(request) for request in requests]
         schemas = {key: schema for key, (_, schema) in zip(keys, asked, strict=True)}
-        found = {key: read_reply(reply, schemas[key]) for key in schemas if (reply := self._cached(key)) is not None}
+        found = {key: read_labels(reply, schemas[key]) for key in schemas if (reply := self._cached(key)) is not None}
         to_ask = {
             key: request
             for key, request in zip(keys, requests, strict=True)
@@ -68,7 +68,7 @@ class Reader:
         }
         replies = self.endpoint.ask(list(to_ask.values())) if to_ask else []
         for key, reply in zip(to_ask, replies, strict=True):
-            found[key] = reply if isinstance(reply, Unavailable) else read_reply(reply, schemas[key])
+            found[key] = reply if isinstance(reply, Unavailable) else read_labels(reply, schemas[key])
             if self.cache and not isinstance(found[key], Unavailable):
                 self.cache.put(key, reply, self.endpoint.entry.model)
         return [found[key] for key in keys]
@@ -86,16 +86,3 @@ class Reader:
 
     def _cached(self, key: str) -> str | None:
         return self.cache.get(key) if self.cache else None
-
-
-def read_reply(reply: str, schema: Schema) -> dict[str, str] | Unavailable:
-    """The labels in a reply: a JSON object of exactly these dimensions, each with a label there is."""
-    try:
-        labels = json.loads(reply)
-    except (ValueError, RecursionError):
-        return Unavailable("the reply is not JSON")
-    if not isinstance(labels, dict) or labels.keys() != schema.dimensions.keys():
-        return Unavailable(f"the reply is not an object of {', '.join(schema.dimensions)}")
-    if any(schema.problem(name, label) for name, label in labels.items()):
-        return Unavailable("the reply has a label that the schema does not have")
-    return {name: labels[name] for name in schema.dimensions}
