@@ -14,7 +14,7 @@ from elocute.data.cache import EncodedAudio
 from elocute.data.rows import each_row
 from elocute.errors import InputError
 from elocute.models import load_model
-from elocute.pipelines.alarms import alarms
+from elocute.pipelines.alarms import alarms, measure_candidates
 from elocute.pipelines.rounds import Rounds, check_rounds, split_pairs
 from elocute.recipe import load_recipe
 from elocute.rollout import Sampling, sample_groups
@@ -173,3 +173,19 @@ def test_alarms_name_what_left_the_base():
     assert alarms(base | {"auto_bleu": 0.069}, base) == []
     found = alarms({"auto_bleu": 0.2, "seconds": 1.5, "distinct_2": 0.3}, base)
     assert [line.split(":")[0] for line in found] == ["repetition", "length", "diversity"]
+    voice = base | {"measured/guard/pitch_range": 8.0, "measured/guard/silence_share": 0.1}
+    flat = alarms(voice | {"measured/guard/pitch_range": 3.0}, voice)
+    assert flat == ["guard: the voice became flat (pitch_range), from 8 to 3"]
+
+
+def test_what_rewards_measured_of_the_voice_is_averaged(tmp_path):
+    def candidate(pitch_range):
+        detail = {"pitch_range": pitch_range, "energy": -20.0, "broken": ["pitch_range"]}
+        outcomes = {"guard": {"kind": "scored", "detail": detail}, "rule": {"kind": "invalid", "reason": "no end"}}
+        rest = {"output-text": "a", "broken": None, "score": 1.0, "seconds": 1.0, "measures": {}, "scores": {}}
+        return rest | {"outcomes": outcomes}
+
+    line = {"output": {str(i): candidate(value) for i, value in enumerate([4.0, 8.0, None])}}
+    (tmp_path / "scored.jsonl").write_text(json.dumps(line) + "\n")
+    measured = measure_candidates(tmp_path / "scored.jsonl")
+    assert {k: v for k, v in measured.items() if k.startswith("measured/")} == {"measured/guard/pitch_range": 6.0}

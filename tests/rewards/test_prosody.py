@@ -35,7 +35,7 @@ def test_speed_is_measured_against_the_label(credit):
     assert int(np.argmax(outcomes["Fast"])) == 2
 
 
-def test_credit_for_a_near_speed():
+def test_defect_rlaif_5_a_near_speed_is_worth_something():
     slow = [spoken(6 / rate, speed="Slow") for rate in (2.5, 4.4, 8)]
     assert [o.value for o in reward("match")(slow)] == [1, 0, 0]
     assert [o.value for o in reward("ordinal")(slow)] == [1, 0.5, 0]

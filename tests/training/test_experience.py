@@ -97,6 +97,15 @@ def test_a_judge_that_may_fall_silent_leaves_its_answers_out(folder, tmp_path, m
     assert trainer.rollout_rows(experience).counted == there.count(True)
 
 
+def test_defect_rlaif_4_a_constant_judge_rings_in_its_run(folder, tmp_path):
+    """And goes on ringing after the run was stopped and resumed."""
+    Trainer(make_recipe(folder, tmp_path / "run", "steps=4")).train()
+    Trainer(make_recipe(folder, tmp_path / "run", "steps=6"), resume=True).train()
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["spread/function"] for line in lines] == [0.0] * 6
+    assert [line.get("alarm/spread/function") for line in lines] == [None] * 4 + [1] * 2
+
+
 def test_defect_12_training_encodes_each_file_once(folder, tmp_path, monkeypatch):
     encoded = []
     encode = StarterCodec.encode

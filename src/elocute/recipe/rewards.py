@@ -290,7 +290,9 @@ class AudioJudgeSpec(_LabelSpec):
 
 
 class GuardSpec(_RewardSpec):
-    """1 where what is measured of the voice keeps within limits, else 0; its means and alarms are in the metrics."""
+    """1 where what is measured of the voice keeps within limits, else 0; its means and alarms are in the metrics.
+
+    Its default weight is 0."""
 
     kind: Literal["guard"]
     weight: Annotated[float, Field(ge=0)] = 0.0
@@ -307,7 +309,7 @@ class GuardSpec(_RewardSpec):
 
 
 class SpeakerSpec(_RewardSpec):
-    """Cosine between the voice and that of a recording, by a local x-vector model: a guard."""
+    """Cosine between the voice and that of a recording, by a local x-vector model: a guard, of default weight 0."""
 
     kind: Literal["speaker"]
     weight: Annotated[float, Field(ge=0)] = 0.0
@@ -321,7 +323,7 @@ class SpeakerSpec(_RewardSpec):
 
 
 class DnsmosSpec(_RewardSpec):
-    """How good the sound is, 1 to 5, by DNSMOS P.835: a guard. Needs the extra `dnsmos`."""
+    """How good the sound is, 1 to 5, by DNSMOS P.835: a guard, of default weight 0. Needs the extra `dnsmos`."""
 
     kind: Literal["dnsmos"]
     weight: Annotated[float, Field(ge=0)] = 0.0

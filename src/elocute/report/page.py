@@ -113,8 +113,8 @@ def _alarms(run: Run) -> list[str]:
     for name, values in run.metrics.columns.items():
         if name.startswith("alarm/") and any(values):
             rang = [step for step, value in zip(run.metrics.steps, values, strict=True) if value]
-            until = "and still does" if rang[-1] == run.metrics.steps[-1] else f"until step {rang[-1]}"
-            found.append(f"Alarm from step {rang[0]} {until}: {in_words(name.removeprefix('alarm/'))}.")
+            until = "still" if rang[-1] == run.metrics.steps[-1] else f"until step {rang[-1]}"
+            found.append(f"Alarm from step {rang[0]}, {until}: {in_words(name.removeprefix('alarm/'))}.")
     return found
 
 
