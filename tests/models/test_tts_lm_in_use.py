@@ -38,9 +38,8 @@ def test_speak_with_labels(model, tmp_path, capsys):
         "labels": {"emotion": "Very Sad", "speed": "Fast"},
     }
     elocute("speak", model, "--text", TEXT, "-o", out, "--seed", 3)
-    assert capsys.readouterr().err == f"{out} ({load_audio(out, silent=True)[0].size / rate:.2f} s, " + (
-        f"{round(load_audio(out, silent=True)[0].size / rate * 62.5)} units)\n"
-    )
+    seconds = load_audio(out, silent=True)[0].size / rate
+    assert f"{out} ({seconds:.2f} s, {round(seconds * 62.5)} units)\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -109,7 +108,7 @@ def test_a_dry_run_names_every_row_with_unknown_labels(model, tmp_path, capsys):
     words += ["rewards=[{kind: asr}]", "objective.policy_gradient.scope=speech", "--dry-run"]
     data = rows_file(tmp_path, {"emotion": "Happy"}, {"emotion": "Glad"}, {"pitch": "High"})
     with pytest.raises(InputError) as caught:
-        elocute("train", f"data.train={data}", *words)
+        elocute("train", *words, f"data.train={data}")
     second, third = str(caught.value).splitlines()
     assert second.startswith(f"{data}:2: labels.emotion: no such label: 'Glad'; nearest: ")
     assert third.startswith(f"{data}:3: labels.pitch: no such dimension; nearest: ")

@@ -131,7 +131,8 @@ def test_a_transformers_ear_says_when(kind, tmp_path):
     assert [" ".join(word.text for word in words) for words in heard] == [" ".join(text.split()) for text in texts]
     assert heard[0] and heard[1] and not heard[2]
     one = TransformersEar(folder, batch_size=1, device="cpu")
-    one.model.generation_config.alignment_heads = [[0, 0], [0, 1]]
+    if kind == "whisper":
+        one.model.generation_config.alignment_heads = [[0, 0], [0, 1]]
     assert one.words(waveforms, 16_000) == heard
     for words, waveform in zip(heard, waveforms, strict=True):
         times = [time for word in words for time in (word.start, word.end)]

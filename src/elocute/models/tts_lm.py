@@ -152,7 +152,7 @@ def load_vocabulary(folder: Path) -> tuple[Template, Layout, Codec, dict]:
 def load_template(folder: str | Path) -> Template:
     """How a model folder's prompts are made. InputError for a model that is no TTS model."""
     if read_settings(Path(folder)).get("kind") != "tts":
-        raise InputError(f'{folder}: expected a TTS model, elocute.json with "kind": "tts"; see docs/own-tts-model.md')
+        raise InputError(f"{folder}: expected a TTS model, one whose elocute.json says kind tts")
     return load_vocabulary(Path(folder))[0]
 
 

@@ -29,6 +29,7 @@ from elocute.training.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
+from elocute.training.credit import check_word_credit, credit_weights, word_credit
 from elocute.training.experience import Experience, collect, my_prompts, step_examples
 from elocute.training.metrics import experience_metrics, flat, lambda_metrics, loss_metrics
 from elocute.training.policy import Reference, load_policy
@@ -39,7 +40,6 @@ from elocute.training.samples import write_step_samples
 from elocute.training.schedule import learning_rate
 from elocute.training.update import Rows, Update
 from elocute.training.watch import Watch
-from elocute.training.word_credit import check_word_credit, credit_weights, word_credit
 
 Progress = Callable[[int, dict], None]
 

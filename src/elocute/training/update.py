@@ -23,7 +23,7 @@ from elocute.training.policy import Reference, kl_per_token
 class Rows:
     """Answers [B] and what a component needs of them; `counted` of them stand in a mean over rows.
 
-    advantage [B]: the answers'; credit [B, T]: what is added to it token by token (word_credit.py), None: nothing.
+    advantage [B]: the answers'; credit [B, T]: what is added to it token by token (credit.py), None: nothing.
     sampler_logp, old_logp: [B, T].
     """
 

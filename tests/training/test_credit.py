@@ -22,11 +22,11 @@ from elocute.rewards.build import build_reward
 from elocute.rewards.combine import build_mixer
 from elocute.rollout import Rollout
 from elocute.speech.codec import StarterCodec
+from elocute.training.credit import group_credit, unit_times
 from elocute.training.experience import Experience
 from elocute.training.policy import load_policy
 from elocute.training.trainer import Trainer
 from elocute.training.update import Update
-from elocute.training.word_credit import group_credit, unit_times
 from tests.models.tts_folders import tts_lm
 
 LAYOUT = Layout("speech-only", first_unit=10, n_units=5, text_end=None, answer_end=3, speech_begin=2)
@@ -176,7 +176,7 @@ def test_loss_and_gradient_are_the_twins(folder, credit, normaliser):
                 advantage += credit * (sum(own) / len(own) if own else 0)
                 credited += bool(own and sum(own))
             value = logp[t, rollout.tokens.ids[t]]
-            weight = min(math.exp(float(value) - float(rollout.logprob[t])), recipe.rollout.importance_cap)
+            weight = min(math.exp(float(value.detach()) - float(rollout.logprob[t])), recipe.rollout.importance_cap)
             ratio = torch.exp(value - value.detach())
             loss = loss - weight * ratio * advantage / (counts[i] * 4 if normaliser == "sequence" else sum(counts))
     loss.backward()
