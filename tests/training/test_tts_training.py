@@ -24,8 +24,11 @@ draws = random.Random(0)
 def loud(waveforms):
     return [float(np.clip(1 + np.log10(np.sqrt(np.mean(w**2)) + 1e-9) / 2, 0, 1)) for w in waveforms]
 
+def brief(waveforms):
+    return [1.0 if len(w) == 1280 else 0.0 for w in waveforms]
+
 def somebody_elses(waveforms):
-    values = loud(waveforms)
+    values = brief(waveforms)
     draws.shuffle(values)
     return values
 """
@@ -53,7 +56,9 @@ def folder(tmp_path_factory) -> Path:
 
 def make_recipe(folder: Path, run: Path, *overrides: str, reward: str = "loud") -> Recipe:
     given = [f"model={folder / 'model'}", f"run_dir={run}", f"data.train={folder / 'rows.jsonl'}", "data.eval=null"]
-    given += [f"rewards=[{{kind: function, name: loud, function: '{folder / 'reward.py'}:{reward}', low: 0, high: 1}}]"]
+    given += [
+        f"rewards=[{{kind: function, name: sound, function: '{folder / 'reward.py'}:{reward}', low: 0, high: 1}}]"
+    ]
     given += ["objective.policy_gradient.scope=speech", "objective.sft.scope=speech", "report=false", "steps=2"]
     given += ["rollout.group_size=3", "rollout.prompts_per_step=2", "rollout.max_new_tokens=24", "optim.warmup_steps=0"]
     return load_recipe("recipes/starter/wavalign.yaml", [*given, *overrides])
@@ -71,12 +76,13 @@ RL = ["objective.mixing={kind: fixed, value: 1}", "objective.kl={text: 0, speech
 def test_defect_rlaif_1_true_rewards_teach_and_permuted_rewards_do_not(folder, tmp_path):
     """The very samples that were judged are trained: given each other's rewards they teach nothing."""
     gains = {}
-    for reward in ("loud", "somebody_elses"):
-        learning = ["steps=12", "rollout.group_size=12", "optim.lr=0.02", "optim.schedule=constant", *RL]
+    for reward in ("brief", "somebody_elses"):
+        learning = ["steps=12", "rollout.group_size=12", "optim.lr=0.003", "optim.schedule=constant", *RL]
+        learning += ["rollout.max_new_tokens=60"]
         _, lines = trained(make_recipe(folder, tmp_path / reward, *learning, reward=reward))
-        means = [line["reward/loud"] for line in lines]
+        means = [line["reward/sound"] for line in lines]
         gains[reward] = sum(means[-4:]) / 4 - sum(means[:4]) / 4
-    assert gains["loud"] > 0.03 and abs(gains["somebody_elses"]) < gains["loud"] / 3, gains
+    assert gains["brief"] > 0.25 and abs(gains["somebody_elses"]) < 0.15, gains
 
 
 def test_defect_rlaif_2_the_prompt_is_in_context_and_first_and_last_token_are_trained(folder, tmp_path, monkeypatch):
@@ -154,3 +160,15 @@ def test_defect_rlaif_8_a_resumed_run_is_the_uninterrupted_run(folder, tmp_path)
     first, second = (load_model(trainer.save_model()) for trainer in (resumed, whole))
     for name, tensor in first.model.state_dict().items():
         assert tensor.equal(second.model.state_dict()[name])
+
+
+def test_the_shipped_recipe_takes_a_step(folder, tmp_path):
+    """recipes/starter/rlaif_spa.yaml, with a tiny model and row: rewards, gate, word credit, adapter."""
+    row = {"messages": [{"role": "user", "content": "one two three"}], "labels": {"speed": "Fast"}}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    given = [f"model={folder / 'model'}", f"data.train={tmp_path / 'rows.jsonl'}", f"run_dir={tmp_path / 'run'}"]
+    given += ["steps=1", "rollout.prompts_per_step=1", "rollout.max_new_tokens=60", "report=false"]
+    recipe = load_recipe("recipes/starter/rlaif_spa.yaml", given)
+    assert (recipe.lora.rank, recipe.lora.alpha, len(recipe.lora.targets)) == (8, 32, 7)
+    _, [line] = trained(recipe)
+    assert line["lambda"] == 1 and line["pg/tokens"] > 0 and "pg/credited" in line and "kl/speech" in line
