@@ -43,7 +43,7 @@ def read(tmp_path):
     return run
 
 
-def test_the_array_of_texts(read):
+def test_defect_rlaif_8_the_published_texts_become_rows(read):
     [(where, row)] = read([record()])
     assert where.endswith("published.json: [0]")
     assert row == {

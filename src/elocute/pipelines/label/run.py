@@ -87,6 +87,7 @@ class Labeller:
         """Do the whole work, or what is left of it; returns the summary."""
         count = self.check(resume=resume)
         if self.finished:
+            self._forget()
             return self.finished
         lines: dict[int, Line] = {}
 
@@ -106,12 +107,13 @@ class Labeller:
                 failed += reasons.total()
                 progress("rows", done, count, {"outcomes/unavailable": failed})
                 self._check_alive(reasons, asked)
-            try:
-                return self._write(lines)
-            finally:
-                if not failed:  # nothing is left to ask for
-                    self.journal.path.unlink()
-                    self.journal.origin_file.unlink()
+            summary = self._write(lines)
+        if not failed:  # nothing is left to ask for
+            self._forget()
+        if not summary["rows"]["written"]:
+            why = "; ".join(f"{reason}: {count}" for reason, count in summary["left_out"].items())
+            raise InputError(f"{self.input}: no row of {count} got a label: {why}")
+        return summary
 
     def _rows(self) -> Iterator[LabelRow]:
         return label_rows(self.input, self.schema, published="rlaif-spa" in self.sources)
@@ -138,19 +140,24 @@ class Labeller:
 
     def _finished(self, resume: bool) -> Summary | None:
         """The summary if all is done already. InputError unless the place is free or holds this work."""
-        if self.journal.check(resume=resume):
-            return None
         try:
             summary = json.loads(self.summary_file.read_text()) if self.summary_file.exists() else {}
         except ValueError as error:
             raise InputError(f"{self.summary_file}: not JSON ({error}); choose another --output") from None
         ours = isinstance(summary, dict) and summary.get("origin") == json.loads(json.dumps(self.journal.origin))
-        if resume and ours and self.output.exists():
+        if resume and ours and self.output.exists() and not self.journal.path.exists():
             return summary
+        if self.journal.check(resume=resume):
+            return None
         for path in (self.output, self.summary_file):
             if path.exists():
                 raise InputError(f"{path}: there already; choose another --output")
         return None
+
+    def _forget(self) -> None:
+        """End the journal. It goes first: without it the summary says that all is done."""
+        self.journal.path.unlink(missing_ok=True)
+        self.journal.origin_file.unlink(missing_ok=True)
 
     def _portions(self, waiting: Sequence[int]) -> Iterator[list[tuple[int, LabelRow]]]:
         """The rows of these numbers, some at a time, in portions of nearly one size: their shares say something."""
@@ -230,6 +237,7 @@ class Labeller:
         return bounds
 
     def _write(self, lines: dict[int, Line]) -> Summary:
+        """Put output and summary in their place, unless there is no row with a label."""
         tally, written = LabelTally(self.schema), []
         bounds = self._bounds([line for line in lines.values() if "labels" in line])
         for number, row in enumerate(self._rows()):
@@ -245,12 +253,11 @@ class Labeller:
             tally.add(labels, by)
             fields = moved(row.fields, self.input.parent, self.output.parent) | {"labels": labels}
             written.append(fields | ({"measured": line["measured"]} if "measured" in line else {}))
-        if not written:
-            why = "; ".join(f"{reason}: {count}" for reason, count in tally.left_out.most_common())
-            raise InputError(f"{self.input}: no row of {tally.read} got a label: {why}")
         summary = {"output": str(self.output)} | tally.summary() | {"origin": self.journal.origin}
         for name, own in bounds.items():
             summary["dimensions"][name] |= {"measure": self.schema.dimensions[name].measure, "bounds": own}
+        if not written:
+            return summary
         write_atomically(self.output, "".join(json.dumps(row) + "\n" for row in written).encode())
         write_atomically(self.summary_file, (json.dumps(summary, indent=2) + "\n").encode())
         return summary
