@@ -9,9 +9,9 @@ import pytest
 
 from elocute.errors import InputError, RunError
 from elocute.pipelines.label.run import Labeller
-from elocute.pipelines.label.sources import read_reply
 from elocute.pipelines.label.summary import summary_lines
 from elocute.rewards import chat
+from elocute.rewards.labels import read_labels
 from elocute.rewards.outcome import Unavailable
 from tests.pipelines.label_files import ALL, SCHEMA, asked, labelling, labels, read, reader
 
@@ -59,7 +59,7 @@ def test_what_is_measured_is_not_asked_for(tmp_path, recorded):
     ],
 )
 def test_a_reply_that_is_not_of_the_schema_is_unavailable(reply, reason):
-    found = read_reply(reply if isinstance(reply, str) else json.dumps(reply), SCHEMA)
+    found = read_labels(reply if isinstance(reply, str) else json.dumps(reply), SCHEMA)
     assert isinstance(found, Unavailable) and found.reason.startswith(reason)
 
 
