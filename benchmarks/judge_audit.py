@@ -8,11 +8,13 @@ Needs the extra `local-judges`. What was judged is kept in runs/judge_audit, and
 - Stories: the test split of starter/stories.py, told to the judges as a recogniser would write them. Half of the topics
   choose the weights, the other half are audited; thirty stories written by hand (judge_stories.txt) are audited too.
 - Two tasks, by turns: after an opening of nine words the rest of the story, after four sentences the ending.
-- Classes: the true continuation, and what was made of it; TARGETS says what each of them deserves.
+- Classes: the true continuation, and what was made of it; TARGETS says what some of them deserve, FITTED which of those
+  choose a judge's weights.
 """
 
 import argparse
 import hashlib
+import inspect
 import json
 import re
 import time
@@ -20,12 +22,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from random import Random
 
 import numpy as np
 
 from benchmarks.tables import provenance, write_table
+from elocute.data.digest import digest_path
 from elocute.data.files import write_atomically
 from elocute.data.normalise import normalise
 from elocute.evaluation.statistics import bootstrap_mean, jackknife
@@ -156,26 +160,33 @@ def _opening(text: str) -> tuple[str, str]:
 
 
 class Signals:
-    """Signals of a judge by (prompt, text), kept on disk."""
+    """Signals of a judge by (what they come from, prompt, text), kept on disk."""
 
     def __init__(self, name: str, judge):
-        self.file, self.judge = RUN / f"{name}.json", judge
+        self.file, self.judge, self.source = RUN / f"{name}.json", judge, source_of(judge)
         self.known = json.loads(self.file.read_text()) if self.file.exists() else {}
 
     def __call__(self, pairs: Sequence[tuple[str, str]], progress) -> np.ndarray:
         """float64 [N, signals]; stopped and called again, it goes on."""
-        todo = [pair for pair in dict.fromkeys(pairs) if _key(pair) not in self.known]
+        todo = [pair for pair in dict.fromkeys(pairs) if self._key(pair) not in self.known]
         for start in range(0, len(todo), 32):
             chunk = todo[start : start + 32]
             rows = self.judge.signals(*zip(*chunk, strict=True)).tolist()
-            self.known |= {_key(pair): row for pair, row in zip(chunk, rows, strict=True)}
+            self.known |= {self._key(pair): row for pair, row in zip(chunk, rows, strict=True)}
             write_atomically(self.file, json.dumps(self.known).encode())
             progress(self.file.stem, min(start + 32, len(todo)), len(todo), {})
-        return np.array([self.known[_key(pair)] for pair in pairs])
+        return np.array([self.known[self._key(pair)] for pair in pairs])
+
+    def _key(self, pair: tuple[str, str]) -> str:
+        return hashlib.sha256("\n".join((self.source, *pair)).encode()).hexdigest()[:20]
 
 
-def _key(pair: tuple[str, str]) -> str:
-    return hashlib.sha256("\n".join(pair).encode()).hexdigest()[:20]
+def source_of(judge) -> str:
+    """Digest of what a judge's signals come from: its weights, the code that reads them, the texts' one spelling."""
+    reader = judge.lm if hasattr(judge, "lm") else judge.encoder
+    code = (type(judge).signals, inspect.getmodule(type(reader)), inspect.getmodule(normalise))
+    said = (digest_path(reader.path), version("transformers"), *map(inspect.getsource, code))
+    return hashlib.sha256("\0".join(said).encode()).hexdigest()
 
 
 def scores(pairs: Sequence[tuple[str, str]], signals: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -97,6 +97,8 @@ def type_of(field: dict) -> str:
         pair = field.get("prefixItems")
         return f"{len(pair)} × {type_of(pair[0])}" if pair else f"list of {type_of(field['items'])}"
     formats = {"path": "path", "file-path": "file", "directory-path": "folder", "regex": "regular expression"}
+    if field["type"] == "object":
+        return f"mapping of text to {type_of(field['additionalProperties'])}"
     names = {"integer": "int", "number": "float", "boolean": "bool", "string": "text", "null": "null"}
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     limits = [f"{sign} {field[limit]:g}" for limit, sign in signs.items() if limit in field]
@@ -109,6 +111,8 @@ def shown(value) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list):
         return f"[{', '.join(map(shown, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {shown(one)}' for key, one in value.items())}}}"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -40,32 +40,36 @@ def main() -> None:
     draw = Random("suites")
     stories = draw_stories("test", STORIES)
     words, broken = word_pairs(draw), sentence_pairs(stories, draw)
-    texts = [f"{word.capitalize()}." for pair in words for word in pair]
-    texts += [text for pairs in broken.values() for pair in pairs for text in pair]
+    texts = [text for text, _ in (*word_rows(words), *sentence_rows(broken))]
     texts += sentences_of(stories, wrong_endings=True)
     record(texts, asked.processes)
     for voice in OTHERS.values():
         record(sentences_of(stories[:VOICED]), asked.processes, voice)
 
-    write_gold_suite(
-        asked.out / "zerospeech2021" / "lexical" / "dev",
-        [
-            (recording(f"{word.capitalize()}."), _gold(id, correct) | {"word": word, "frequency": 1})
-            for id, pair in enumerate(words)
-            for correct, word in zip((1, 0), pair, strict=True)
-        ],
-    )
-    write_gold_suite(
-        asked.out / "zerospeech2021" / "syntactic" / "dev",
-        [
-            (recording(text), _gold(id, correct) | {"type": kind, "subtype": kind, "transcription": text})
-            for kind, pairs in broken.items()
-            for id, pair in enumerate(pairs)
-            for correct, text in zip((1, 0), pair, strict=True)
-        ],
-    )
+    for task, rows in (("lexical", word_rows(words)), ("syntactic", sentence_rows(broken))):
+        recordings = [(recording(text), row) for text, row in rows]
+        write_gold_suite(asked.out / "zerospeech2021" / task / "dev", recordings)
     with tempfile.TemporaryDirectory() as folder:
         write_stories(stories, Path(folder), asked.out)
+
+
+def word_rows(pairs: list[tuple[str, str]]) -> list[tuple[str, dict]]:
+    """What is said, and its row of sWUGGY's gold table. No frequency: that is a word's count in LibriSpeech."""
+    return [
+        (f"{word.capitalize()}.", _gold(id, correct) | {"word": word, "frequency": ""})
+        for id, pair in enumerate(pairs)
+        for correct, word in zip((1, 0), pair, strict=True)
+    ]
+
+
+def sentence_rows(pairs: dict[str, list[tuple[str, str]]]) -> list[tuple[str, dict]]:
+    """What is said, and its row of sBLIMP's gold table."""
+    return [
+        (text, _gold(id, correct) | {"type": kind, "subtype": kind, "transcription": text})
+        for kind, own in pairs.items()
+        for id, pair in enumerate(own)
+        for correct, text in zip((1, 0), pair, strict=True)
+    ]
 
 
 def _gold(id: int, correct: int) -> dict:

@@ -11,9 +11,9 @@ from pathlib import Path
 import jiwer
 import numpy as np
 
+from elocute.prosody.pitch import f0_track
 from elocute.speech import features
 from elocute.speech.codec import StarterCodec
-from elocute.speech.pitch import f0_track
 from starter.codec_corpus import Line, held_out_lines, spoken
 from starter.sentences import sentences
 from starter.voices import voice_named

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from elocute.speech.pitch import f0_track
+from elocute.prosody.pitch import f0_track
 from starter import espeak
 
 

@@ -21,6 +21,7 @@ FLOORS = [
     {"rollout"},
     {"models"},
     {"speech", "rewards"},
+    {"prosody"},
     {"data", "objectives", "recipe"},
     {"errors", "progress"},
 ]

@@ -5,7 +5,7 @@ from pathlib import Path
 from elocute.data.cache import EncodedAudio
 from elocute.data.types import AudioRef, Example, Message, Utterance
 from elocute.errors import InputError
-from elocute.models import load_speaker
+from elocute.models import check_answers_questions, load_speaker
 from elocute.rollout import Sampling, sample_groups
 
 
@@ -20,6 +20,7 @@ def one_turn(
         raise InputError("--text: expected a question, got nothing")
     if text is not None and "<|audio|>" in text:
         raise InputError("--text: <|audio|> marks a place for audio; use --audio")
+    check_answers_questions(model)
     lm = load_speaker(model)
     if text is not None and lm.layout.text_end is None:
         raise InputError(f"--text: {model} is textless, it hears only; use --audio")

@@ -1,5 +1,6 @@
 """A tiny model evaluated with the real ear: what eval.json says follows from the answers beside it."""
 
+import hashlib
 import json
 from importlib.metadata import version
 from pathlib import Path
@@ -50,12 +51,15 @@ def test_eval_json_says_how_it_was_measured(evaluated, model):
     out, values = evaluated
     assert json.loads((out / "eval.json").read_text()) == values
     assert values["ear"] == "PocketSphinx, bundled en-us model, closed vocabulary"
+    assert values["ear_digests"] == {"vocabulary": digest_file("starter/answers.txt")}
     assert (values["seed"], values["temperature"], values["max_new_tokens"]) == (3, 0.8, 24)
-    assert values["data_digest"] == digest_file(HELD_OUT)
+    assert (values["top_k"], values["top_p"]) == (0, 1.0)  # the whole vocabulary
+    contents = "\n".join(map(digest_file, (HELD_OUT, HELD_OUT.with_name("questions.safetensors"))))
+    assert values["data_digest"] == hashlib.sha256(contents.encode()).hexdigest()
     assert values["model_digest"] == {"result": digest_folder(model)}
     packages = ("elocute", "torch", "transformers", "pocketsphinx", "jiwer")
     assert values["versions"] == {"result": {name: version(name) for name in packages}}
-    assert "normalise" in values["normalisation"]
+    assert "normalise" in values["normalisation"] and values["trained_against"] is None  # the folder is no run's
 
 
 def test_the_metrics_are_those_of_the_answers_written(evaluated):
@@ -79,8 +83,8 @@ def test_the_same_again_and_another_seed(evaluated, model, tmp_path):
     (tmp_path / "run/model").mkdir(parents=True)
     (tmp_path / "run/model").rmdir()
     (tmp_path / "run/model").symlink_to(model)
-    (tmp_path / "run/recipe.yaml").write_text("")  # a run: its model is evaluated
-    assert folder_evaluation(tmp_path / "run", tmp_path / "again") == values
+    (tmp_path / "run/recipe.yaml").write_text("rewards: []")  # a run: its model is evaluated
+    assert folder_evaluation(tmp_path / "run", tmp_path / "again") == values | {"trained_against": {}}
     assert (tmp_path / "again/result.jsonl").read_bytes() == (out / "result.jsonl").read_bytes()
     folder_evaluation(model, tmp_path / "other", seed=4)
     assert (tmp_path / "other/result.jsonl").read_bytes() != (out / "result.jsonl").read_bytes()
@@ -151,7 +155,7 @@ def test_what_is_wrong_is_said_before_the_model_is_loaded(model, tmp_path):
     with pytest.raises(InputError, match="words.txt: .*zzyzzx"):
         check(ear=PocketSphinxSpec(kind="pocketsphinx", vocabulary=words))
     (tmp_path / "run").mkdir()
-    (tmp_path / "run/recipe.yaml").write_text("")
+    (tmp_path / "run/recipe.yaml").write_text("rewards: []")
     with pytest.raises(InputError, match="run/model: model: expected a folder"):
         check(tmp_path / "run")  # a run that was stopped early has no model yet
     assert not (tmp_path / "out").exists()
@@ -170,17 +174,19 @@ def test_eval_json_is_read_back(tmp_path):
     assert read_eval(tmp_path / "eval.json") == {"a": None, "b": 1}
 
 
-def test_a_recogniser_that_was_a_reward_does_not_judge_the_run(tmp_path):
+def test_a_recogniser_that_was_a_reward_does_not_judge_the_run(model, tmp_path):
+    """Neither by the run's name nor by its model's, unless that is asked for, and then it is written down."""
     rewards = "rewards: [{kind: asr, name: clear, weight: 1, ear: {kind: pocketsphinx, vocabulary: null}}]"
+    (tmp_path / "model").symlink_to(model)
     (tmp_path / "recipe.yaml").write_text(rewards)
-    ear = PocketSphinxSpec(kind="pocketsphinx")
-    with pytest.raises(InputError, match="reward 'clear' is this recogniser"):
-        check_evaluation(tmp_path, HELD_OUT, tmp_path / "out", rows=1, ear=ear)
-    (tmp_path / "recipe.yaml").write_text("listen: {kind: pocketsphinx, vocabulary: words.txt}")
-    with pytest.raises(InputError, match="reward 'listen' is this recogniser"):
-        check_evaluation(tmp_path, HELD_OUT, tmp_path / "out", rows=1, ear=ear)
-    (tmp_path / "recipe.yaml").write_text(
-        rewards.replace("weight: 1", "weight: 0")
-    )  # only measured, not trained against
-    with pytest.raises(InputError, match="model: expected a folder"):
-        check_evaluation(tmp_path, HELD_OUT, tmp_path / "out", rows=1, ear=ear)
+    for target in (tmp_path, tmp_path / "model"):
+        with pytest.raises(InputError, match="recipe.yaml: 'clear' decided the run and --ear is the same"):
+            check_evaluation(target, HELD_OUT, tmp_path / "out", rows=1, ear=EAR)
+        said = check_evaluation(target, HELD_OUT, tmp_path / "out", rows=1, ear=EAR, allow_trained=True)
+        assert said[0] == tmp_path / "model"
+    values = evaluate_folder(
+        *said[:1], HELD_OUT, said[1], tmp_path / "out", ear=EAR, sampling=Sampling(8), seed=1, progress=lambda *_: None
+    )
+    assert values["trained_against"] == {"--ear": "clear"}
+    (tmp_path / "recipe.yaml").write_text(rewards.replace("weight: 1", "weight: 0"))  # only measured
+    check_evaluation(tmp_path, HELD_OUT, tmp_path / "other", rows=1, ear=EAR)

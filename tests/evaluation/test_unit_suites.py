@@ -2,56 +2,26 @@
 
 import csv
 import json
-import math
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from elocute.cli import app
-from elocute.data.audio import load_audio, save_wav
 from elocute.data.cache import EncodedAudio
 from elocute.data.digest import digest_folder
-from elocute.data.types import AudioRef
 from elocute.errors import InputError
 from elocute.evaluation import unit_suites
-from elocute.evaluation.continuation_suite import METRICS, continue_all, judge, measure, read_prompts, why_unscored
 from elocute.evaluation.likelihood import file_logprobs
 from elocute.evaluation.pair_accuracy import accuracies
 from elocute.evaluation.suites import SUITES, read_scores
-from elocute.evaluation.unit_suites import Continuing, Listeners, check_options, evaluate_continuation
+from elocute.evaluation.unit_suites import check_options
 from elocute.evaluation.write_suites import write_gold_suite, write_salmon_part, write_storycloze
-from elocute.models.layout import Layout
-from elocute.models.unit_lm import UnitLM, Vocabulary
-from elocute.recipe.rewards import PocketSphinxSpec
-from elocute.report.suites import CONTINUATION, suite_table
-from elocute.rewards.outcome import Scored, Unavailable
-from elocute.rollout import Sampling
-from elocute.speech.codec import StarterCodec
-from tests.evaluation.tiny_unit_lm import LoudnessCodec, record, tiny_unit_lm
-
-EAR = PocketSphinxSpec(kind="pocketsphinx")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    """A unit LM's folder over the shipped codec, whose random units are seldom speech."""
-    torch.manual_seed(0)
-    codec = StarterCodec.load("starter/codec")
-    config = LlamaConfig(
-        vocab_size=2 + codec.n_units, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
-        max_position_embeddings=512, pad_token_id=0, bos_token_id=None, eos_token_id=None,
-    )  # fmt: skip
-    layout = Layout("speech-only", 2, codec.n_units, text_end=None, answer_end=None, open_ended=True)
-    settings = {"kind": "units", "unit_0": 2, "bos": 1, "eos": None}
-    folder = tmp_path_factory.mktemp("model")
-    UnitLM(LlamaForCausalLM(config), Vocabulary(layout, 1, codec, settings, config, None)).save(folder)
-    return folder
+from elocute.models.unit_lm import UnitLM
+from elocute.report.suites import suite_table
+from tests.evaluation.command import run
+from tests.evaluation.tiny_unit_lm import record
 
 
 @pytest.fixture(autouse=True)
@@ -75,12 +45,6 @@ def data(tmp_path) -> Path:
     write_storycloze(tmp_path / "data/cloze/tStoryCloze", {"a": (sounds[0], sounds[1]), "b": (sounds[3], sounds[3])})
     write_salmon_part(tmp_path / "data/salmon/rir_consistency", [(sounds[5], sounds[6])])
     return tmp_path / "data"
-
-
-def run(*words) -> dict:
-    done = CliRunner().invoke(app, ["eval", *map(str, words), "--json"], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    return json.loads(done.stdout)
 
 
 def test_a_likelihood_suite_from_the_command_line(model, data, tmp_path):
@@ -129,6 +93,9 @@ def test_the_other_suites(model, data, tmp_path):
     salmon = run(model, "--suite", "salmon", "--data", data / "salmon", "-o", tmp_path / "salmon")
     assert list(salmon["result"]) == ["rir_consistency"] and len(salmon["missing_parts"]) == 7
     assert "tables" in salmon and not salmon["tables"]
+    assert (
+        suite_table(salmon | {"tables": {"dev_by_frequency": {}}}).row_count == 1
+    )  # a table without rows has no title
 
 
 def test_the_data_digest_is_of_what_was_used(model, data, tmp_path):
@@ -141,6 +108,20 @@ def test_the_data_digest_is_of_what_was_used(model, data, tmp_path):
     assert run(model, "--suite", "sblimp", "--data", data, "-o", tmp_path / "c")["data_digest"] != first["data_digest"]
 
 
+def test_the_data_digest_is_of_the_gold_table_too(model, data, tmp_path):
+    """Every label turned round: the same sounds, another result, another digest."""
+    first = run(model, "--suite", "sblimp", "--data", data, "-o", tmp_path / "a")
+    gold = data / "syntactic/dev/gold.csv"
+    turned = [row | {"correct": str(1 - int(row["correct"]))} for row in csv.DictReader(gold.open())]
+    with gold.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(turned[0]))
+        writer.writeheader()
+        writer.writerows(turned)
+    second = run(model, "--suite", "sblimp", "--data", data, "-o", tmp_path / "b")
+    accuracies = [values["result"]["dev_all"]["value"] for values in (first, second)]
+    assert accuracies[0] == pytest.approx(1 - accuracies[1]) and first["data_digest"] != second["data_digest"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -150,6 +131,10 @@ def test_the_data_digest_is_of_what_was_used(model, data, tmp_path):
             "--judge: not an option of --suite salmon; it has --normalisation",
         ),
         (["--suite", "swuggy", "--rows", "3"], "--rows: not an option of --suite swuggy"),
+        (["--suite", "swuggy", "--seed", "0"], "--seed: not an option of --suite swuggy; it has --normalisation"),
+        (["--suite", "sblimp", "--max-new-tokens", "9"], "--max-new-tokens: not an option of --suite sblimp"),
+        (["--suite", "salmon", "--top-k", "9"], "--top-k: not an option of --suite salmon"),
+        (["--suite", "storycloze", "--allow-trained"], "--allow-trained: not an option of --suite storycloze"),
         (["--normalisation", "sum"], "--normalisation: not an option of --suite spoken-qa"),
         (["--suite", "sblimp", "--normalisation", "max"], "--normalisation max: expected mean or sum"),
         (["--suite", "sblimp", "--data", "src"], "src: expected syntactic/dev/gold.csv in it"),
@@ -172,226 +157,3 @@ def test_a_model_that_also_writes_takes_no_likelihood_suite(tiny_lm, data, tmp_p
 def test_every_options_suite_is_known():
     for suite in unit_suites.OPTIONS:
         check_options(suite, {"--seed": None})
-
-
-# ---- continuation --------------------------------------------------------------------------------------------------
-
-
-class LoudnessEar:
-    """Hears a word for each third 50 ms: how loud it is. Nothing at all in what is quiet."""
-
-    def transcribe(self, waveforms, sample_rate):
-        codec, texts = LoudnessCodec(), []
-        for waveform in waveforms:
-            units = codec.encode(waveform, sample_rate)[::3]
-            loud = units.max(initial=0) > 2
-            texts.append(" ".join("quiet low mid loud".split()[unit // 6] for unit in units) if loud else "")
-        return texts
-
-    def close(self):
-        pass
-
-
-@pytest.fixture
-def prompts(tmp_path) -> Path:
-    for name, seed in [("b/one", 1), ("a", 2), ("c", 3)]:
-        record(tmp_path / f"prompts/{name}.wav", seed, 1.5)
-    return tmp_path / "prompts"
-
-
-def continued(prompts: Path, out: Path, *, batch=2, order=1, lm=None):
-    lm = lm or tiny_unit_lm()
-    examples = read_prompts(prompts, 1.0, None)[::order]
-    return continue_all(
-        lm, EncodedAudio(lm.codec), examples, LoudnessEar(), Sampling(20, 0.8), 5, out, batch=batch
-    )  # fmt: skip
-
-
-def test_prompts_are_cut_before_anything_hears_them(prompts, tmp_path):
-    found = continued(prompts, tmp_path / "out")
-    assert [one.example.id for one in found] == ["a", "b/one", "c"]
-    for index, one in enumerate(found):
-        waveform, rate = load_audio(tmp_path / f"out/prompts/{index}.wav")
-        assert len(waveform) == rate and one.example.audios == (AudioRef(tmp_path / f"out/prompts/{index}.wav"),)
-        assert one.example.question_text == LoudnessEar().transcribe([waveform], rate)[0] != ""
-        said, _ = load_audio(tmp_path / f"out/continuations/{index}.wav", silent=True)
-        assert len(said) == len(one.utterance.waveform) == 800 * len(one.units) > 0
-    # what comes after the first second changes nothing
-    for name in ("a", "b/one", "c"):
-        whole, rate = load_audio(prompts / f"{name}.wav")
-        save_wav(prompts / f"{name}.wav", np.r_[whole[:rate], 0.3 * np.ones(rate)].astype(np.float32), rate)
-    again = continued(prompts, tmp_path / "again")
-    assert [(one.units, one.example.question_text) for one in again] == [
-        (one.units, one.example.question_text) for one in found
-    ]
-
-
-def test_continuations_do_not_depend_on_batch_or_order(prompts, tmp_path):
-    first = continued(prompts, tmp_path / "a", batch=1)
-    second = continued(prompts, tmp_path / "b", batch=3, order=-1)
-    by_id = {one.example.id: (one.units, one.utterance.text, one.seed) for one in second}
-    assert {one.example.id: (one.units, one.utterance.text, one.seed) for one in first} == by_id
-
-
-def test_a_continuation_that_the_context_cannot_hold_is_refused(prompts, tmp_path):
-    with pytest.raises(InputError, match=r"\.wav:0: max_new_tokens: expected at most .*, got 20.* context holds 30"):
-        continued(prompts, tmp_path / "out", lm=tiny_unit_lm(context=30))
-    assert not (tmp_path / "out").exists()
-
-
-def test_rows_are_prompts_too(prompts, tmp_path):
-    row = {"id": "r", "messages": [{"role": "user", "content": "<|audio|>"}], "audios": ["a.wav"]}
-    (prompts / "rows.jsonl").write_text(json.dumps(row) + "\n")
-    [example] = read_prompts(prompts / "rows.jsonl", 1.0, None)
-    assert example.audios[0].seconds == 1.0 and example.id == "r"
-    (prompts / "rows.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "hello"}]}) + "\n")
-    with pytest.raises(InputError, match="rows.jsonl:1: audios: expected the prompt's sound file"):
-        read_prompts(prompts / "rows.jsonl", 1.0, None)
-    assert [example.id for example in read_prompts(prompts, 1.0, 2)] == ["a", "b/one"]
-
-
-def text_lm(folder: Path) -> Path:
-    torch.manual_seed(0)
-    words = ["<s>", "<unk>", "quiet", "low", "mid", "loud"]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", unk_token="<unk>").save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=len(words), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
-        max_position_embeddings=128, initializer_range=0.5,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
-
-
-JUDGE = """
-def score(prompts, completions, question_text, **columns):
-    '''Counts letters: 1 to 5. Has nothing to say where it hears a low one first.'''
-    texts = [completion[0]["content"] for completion in completions]
-    return [None if text.startswith("low") else 1 + len(text) % 5 for text in texts]
-"""
-
-
-@pytest.fixture
-def judged(prompts, tmp_path, monkeypatch) -> tuple[Path, dict]:
-    """A whole evaluation of 12 prompts; of the continuations some are silent, some the judge cannot score."""
-    for number in range(9):
-        record(prompts / f"more/{number}.wav", 10 + number, 1.2)
-    (tmp_path / "judge.py").write_text(JUDGE)
-    judges = tmp_path / "judge.yaml"
-    sense = f"{{kind: function, name: sense, function: '{tmp_path}/judge.py:score', low: 1, high: 5}}"
-    likely = f"{{kind: perplexity, name: likely, path: {text_lm(tmp_path / 'text-lm')}}}"
-    judges.write_text(f"rewards: [{sense}, {likely}]\n")
-    lm = tiny_unit_lm()
-    codec_decode = lm.codec.decode
-    lm.codec.decode = lambda units: codec_decode(units) * (units[0] % 3 > 0)  # every third begins, and stays, silent
-    monkeypatch.setattr(unit_suites, "load_speaker", lambda folder: lm)
-    monkeypatch.setattr(unit_suites, "build_ear", lambda spec: LoudnessEar())
-    (tmp_path / "model").mkdir()
-    listeners = Listeners(EAR, judges, str(tmp_path / "text-lm"))
-    how = Continuing(Sampling(16, 0.8), seed=4, seconds=1.0)
-    values = evaluate_continuation(
-        tmp_path / "model", prompts, read_prompts(prompts, 1.0, None), tmp_path / "out", listeners, how
-    )  # fmt: skip
-    return tmp_path / "out", values
-
-
-def test_defect_align_5_empty_transcripts_and_unparsed_scores(judged):
-    """An empty transcript is counted and leaves GenPPL a number; a score that is missing moves no other score."""
-    out, values = judged
-    lines = [json.loads(line) for line in (out / "continuations.jsonl").read_text().splitlines()]
-    empty = [not line["heard"] for line in lines]
-    broken = [line["broken"] is not None for line in lines]
-    silent_judge = [line["heard"].startswith("low") for line in lines]
-    assert 0 < sum(empty) < 12 and sum(silent_judge) > 0 and sum(broken) > 0 and len(lines) == 12
-    result = values["result"]
-    assert result["empty_transcripts"]["value"] == sum(empty) / 12
-    assert result["gen_ppl"]["n"] == result["gen_ppl_slamkit"]["n"] == 12 - sum(empty)
-    assert all(math.isfinite(entry["value"]) for entry in result.values())
-    scores = []
-    for line, no_speech, nothing in zip(lines, broken, silent_judge, strict=True):
-        said = line["judged"]["sense"]
-        if no_speech:
-            assert said == {"kind": "invalid", "score": None, "reason": line["broken"]}
-        elif nothing:
-            assert said == {"kind": "unavailable", "score": None, "reason": "the function gave no score"}
-        else:
-            scores.append(1 + len(line["heard"]) % 5)
-            assert (said["kind"], said["score"]) == ("scored", scores[-1])
-    assert len(set(scores)) > 2  # a score at another's place would show
-    assert (result["sense"]["value"], result["sense"]["n"]) == (pytest.approx(np.mean(scores)), len(scores))
-    assert result["sense_unscored"]["value"] == (12 - len(scores)) / 12
-    assert result["likely"]["n"] == 12 - sum(empty)  # a judge that needs the prompt's words, which the ear heard
-    judge_says = values["judges"]["sense"]
-    assert judge_says["range"] == [1, 5] and sum(judge_says["unscored"].values()) == 12 - len(scores)
-    assert judge_says["unscored"]["unavailable: the function gave no score"] == sum(silent_judge)
-
-
-def test_the_continuation_suites_file_says_how(judged, tmp_path):
-    out, values = judged
-    assert values == json.loads((out / "eval.json").read_text())
-    assert values["seeds"] == {"sampling": 4, "bootstrap": 0}
-    assert set(values["result"]) == {*METRICS, "sense", "sense_unscored", "likely", "likely_unscored"}
-    assert (values["prompt_seconds"], values["temperature"], values["max_new_tokens"]) == (1.0, 0.8, 16)
-    assert values["codec_digest"] == "loudness-24" and "without the prompt" in values["normalisation"]
-    lines = [json.loads(line) for line in (out / "continuations.jsonl").read_text().splitlines()]
-    assert all((out / line["prompt_audio"]).is_file() and (out / line["audio"]).is_file() for line in lines)
-    heard = [line for line in lines if line["heard"]]
-    tokens = [len(line["heard"].split()) for line in heard]
-    nll = sum(line["token_nll"] * count for line, count in zip(heard, tokens, strict=True))
-    assert values["result"]["gen_ppl"]["value"] == pytest.approx(math.exp(nll / sum(tokens)))
-    assert values["result"]["auto_bleu_slamkit"]["value"] == pytest.approx(
-        np.mean([line["auto_bleu_slamkit"] for line in heard])
-    )
-    assert values["result"]["units"]["value"] == pytest.approx(np.mean([len(line["units"]) for line in lines]))
-
-
-def test_every_metric_has_a_label_and_a_row(judged):
-    _, values = judged
-    assert set(CONTINUATION) == set(METRICS)
-    assert suite_table(values).row_count == len(values["result"])
-
-
-def test_a_judge_may_not_take_a_metrics_name(model, prompts, tmp_path):
-    (tmp_path / "judge.yaml").write_text("rewards: [{kind: rule, name: words, column: answer}]\n")
-    with pytest.raises(InputError, match="judge.yaml: rewards: 'words' already names a metric"):
-        run(
-            model,
-            "--suite",
-            "continuation",
-            "--data",
-            prompts,
-            "-o",
-            tmp_path / "o",
-            "--judge",
-            tmp_path / "judge.yaml",
-        )
-
-
-def test_without_a_prompt_to_go_by_nothing_is_judged(prompts, tmp_path):
-    class Strict:
-        name, low, high = "strict", 1, 5
-
-        def __call__(self, answers):
-            assert all(answer.example.question_text != "..." for answer in answers)
-            return [Scored(2.0)] * len(answers)
-
-    found = continued(prompts, tmp_path / "out")
-    object.__setattr__(found[1].example, "question_text", "...")
-    outcomes = judge([Strict()], found)
-    nothing = Unavailable("nothing was heard in the prompt")
-    assert outcomes == {"strict": [Scored(2.0), nothing, Scored(2.0)]}
-    assert why_unscored(outcomes) == {"strict": {"unavailable: nothing was heard in the prompt": 1}}
-    metrics = measure(found, outcomes, None, None)
-    assert metrics["strict"].n == 2 and "gen_ppl" not in metrics
-
-
-def test_a_model_that_says_nothing_sensible_is_measured_all_the_same(model, prompts, tmp_path):
-    """The whole way on the command line, with the real recogniser: random units are no speech."""
-    text_lm(tmp_path / "text-lm")
-    words = ("--suite", "continuation", "--data", prompts, "-o", tmp_path / "out", "--max-new-tokens", 12)
-    values = run(model, *words, "--seconds", 0.5, "--rows", 1, "--text-lm", tmp_path / "text-lm")
-    assert values["result"]["broken_audio"]["value"] == values["result"]["empty_transcripts"]["value"] == 1
-    for name in ("gen_ppl", "auto_bleu_slamkit", "distinct_1"):
-        assert values["result"][name] == {"value": None, "n": 0, "ci95": None}
-    assert values["result"]["units"] == {"value": 12.0, "n": 1, "ci95": [12.0, 12.0]}

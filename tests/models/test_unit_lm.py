@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from elocute.data.audio import save_wav
 from elocute.data.cache import EncodedAudio
@@ -242,7 +242,7 @@ def test_an_open_ended_answer_may_be_cut_another_has_an_end():
 @pytest.mark.parametrize(
     ("said", "more"),
     [
-        ("kind: expected interleaved or units, got 'streams'", {"kind": "streams"}),
+        ("kind: expected interleaved, units or tts, got 'streams'", {"kind": "streams"}),
         ("ratio: unknown key", {"ratio": [[1, 10]]}),
         ("codec: expected the codec's folder, got 3", {"codec": 3}),
         ("unit_0: expected a token's id, got None", {"unit_0": None}),
@@ -278,6 +278,21 @@ def test_weights_and_configs_that_do_not_fit_are_refused(codec_folder, tmp_path)
     (folder / "config.json").write_text(json.dumps(config | {"ffn_dim": 72}))
     with pytest.raises(InputError, match="not a model that transformers can load"):
         load_model(folder)
+
+
+def test_weights_that_the_config_has_no_place_for_are_refused(codec_folder, tmp_path):
+    """As those of layers that a config.json leaves out; what old checkpoints hold beside weights is no such weight."""
+    folder, model = twist(tmp_path, codec_folder)
+    file = folder / "model.safetensors"
+    inv_freq, version = "model.decoder.layers.0.self_attn.rotary_emb.inv_freq", "model.decoder.version"
+    save_file(load_file(file) | {inv_freq: torch.ones(4), version: torch.ones(1)}, file, {"format": "pt"})
+    ids = torch.arange(UNITS)[None] + 4
+    assert torch.equal(load_model(folder).model(ids).logits, model(ids).logits)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    with pytest.raises(InputError, match=r"the weights hold model\.decoder\.layers\.1\.\S+, for which") as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_kind_chooses_the_model(tiny_lm, twist_lm, tmp_path):

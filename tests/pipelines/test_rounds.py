@@ -253,15 +253,31 @@ def test_alarms_name_what_left_the_base():
     assert alarms(base | {"auto_bleu": 0.069}, base) == []
     found = alarms({"auto_bleu": 0.2, "seconds": 1.5, "distinct_2": 0.3, "broken": 0.1, "empty": 0.3}, base)
     assert [line.split(":")[0] for line in found] == ["repetition", "silence", "silence", "length", "diversity"]
+    voice = base | {"measured/guard/pitch_range": 8.0, "measured/guard/silence_share": 0.1}
+    flat = alarms(voice | {"measured/guard/pitch_range": 3.0}, voice)
+    assert flat == ["guard: the voice became flat (pitch_range), from 8 to 3"]
 
 
 def test_silence_is_counted_and_no_merit(tmp_path):
     def said(text, bleu, broken=None):
         scored = {"output-text": text, "score": 2.0, "scores": {"judge": 2.0}, "measures": {"auto_bleu": bleu}}
-        return scored | {"broken": broken, "seconds": 1.0}
+        return scored | {"broken": broken, "seconds": 1.0, "outcomes": {}}
 
     row = {"output": {"0": said("on and on and on", 0.5), "1": said("", 0.0), "2": said("", 0.0, "no end")}}
     (tmp_path / "scored.jsonl").write_text(json.dumps(row) + "\n")
     found = measure_candidates(tmp_path / "scored.jsonl")
     assert (found["n"], found["auto_bleu"], found["score/judge"]) == (3, 0.5, 2.0)
     assert (found["broken"], found["empty"]) == pytest.approx((1 / 3, 2 / 3))
+
+
+def test_what_rewards_measured_of_the_voice_is_averaged(tmp_path):
+    def candidate(pitch_range):
+        detail = {"pitch_range": pitch_range, "energy": -20.0, "broken": ["pitch_range"]}
+        outcomes = {"guard": {"kind": "scored", "detail": detail}, "rule": {"kind": "invalid", "reason": "no end"}}
+        rest = {"output-text": "a", "broken": None, "score": 1.0, "seconds": 1.0, "measures": {}, "scores": {}}
+        return rest | {"outcomes": outcomes}
+
+    line = {"output": {str(i): candidate(value) for i, value in enumerate([4.0, 8.0, None])}}
+    (tmp_path / "scored.jsonl").write_text(json.dumps(line) + "\n")
+    measured = measure_candidates(tmp_path / "scored.jsonl")
+    assert {k: v for k, v in measured.items() if k.startswith("measured/")} == {"measured/guard/pitch_range": 6.0}

@@ -170,16 +170,16 @@ ASR = "rewards=[{kind: rule, column: answer}, {kind: asr, name: voice, ear: {kin
 
 
 def test_the_ear_of_a_reward_does_not_judge_itself_in_the_evaluation(tmp_path):
-    assert problem(ASR) == "evaluation.ear: reward 'voice' is this recogniser, which then judges itself"
+    assert problem(ASR) == "evaluation.ear: 'voice' is the same and decides the run; choose another"
     load(ASR, "data.eval=null")  # nothing is evaluated
     load(ASR, "rewards.1.weight=0")  # only measured, never trained against
-    assert "reward 'voice'" in problem(ASR, "rewards.1.weight=0", "rewards.0.gate={reward: voice, at_least: 1}")
+    assert "'voice' is the same" in problem(ASR, "rewards.1.weight=0", "rewards.0.gate={reward: voice, at_least: 1}")
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     other = "evaluation.ear={kind: transformers, path: " + str(tmp_path / "one") + "}"
     load(ASR, other)
     same = "rewards=[{kind: asr, ear: {kind: transformers, device: cpu, path: " + str(tmp_path / "one") + "}}]"
-    assert "reward 'asr' is this recogniser" in problem(same, other)
+    assert "'asr' is the same" in problem(same, other)
     load(same.replace("one", "two"), other)
     load(same)
 

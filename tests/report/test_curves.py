@@ -20,6 +20,12 @@ def test_every_metric_of_a_run_is_drawn(finished_run: Path):
     assert not_drawn == {"reward/std", "seconds/total"}  # the band, and the height of the stack
 
 
+def test_each_measure_has_a_chart_of_its_own():
+    names = ["measured/asr/wer", "measured/guard/pitch_range", "spread/asr", "spread/prosody", "alarm/spread/asr"]
+    figures = curves(Metrics([1], {name: [1.0] for name in names}, {}))
+    assert titles(figures) == ["Spread of rewards", "asr: wer", "guard: pitch range"]
+
+
 def test_a_run_without_rollouts_has_fewer_charts():
     metrics = Metrics([1, 2], {"loss/total": [1.0, 2.0], "reward/mean": [None, None], "lr": [0.1, 0.2]}, {})
     assert titles(curves(metrics)) == ["Loss: total and supervised", "Learning rate"]

@@ -116,6 +116,19 @@ def test_everything_a_user_wrote_is_escaped(tmp_path, small_run):
     assert not [attrs for _, attrs in Reader(html).tags if any("alert" in name for name in attrs)]
 
 
+def test_alarms_stand_at_the_top(small_run):
+    lines = [json.loads(line) for line in (small_run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines[4:7]:
+        line["alarm/measured/guard/pitch_range"] = 1
+    for line in lines[5:]:
+        line["alarm/spread/judge"] = 1
+    (small_run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    html = write_report(small_run).read_text()
+    assert "Alarm from step 5, until step 7: guard: the voice became flat (pitch_range)." in html
+    assert "Alarm from step 6, still: judge: gave all answers" in html
+    assert "alarm/" not in html and "Other: alarm" not in html
+
+
 def test_a_second_report_replaces_the_first(small_run):
     first = write_report(small_run).read_bytes()
     assert write_report(str(small_run)).read_bytes() == first

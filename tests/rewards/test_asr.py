@@ -46,6 +46,39 @@ def test_faithfulness_falls_with_the_word_error_rate(written, heard, wer):
     assert 0 < outcome.value <= 1
 
 
+@pytest.mark.parametrize(
+    ("form", "naive"),
+    [
+        ("exp", lambda w: math.e ** (-2.5 * w)),
+        ("linear", lambda w: max(0, 1 - w)),
+        ("tanh", lambda w: 1 - math.tanh(3 * w)),
+    ],
+)
+@pytest.mark.parametrize(
+    ("heard", "wer"), [("one two three four", 0), ("one two tree four", 0.25), ("a b c d e", 1.25)]
+)
+def test_forms_of_the_word_error_rate(form, naive, heard, wer):
+    (outcome,) = AsrReward("asr", Repeats(heard), form)([answer("one two three four")])
+    assert outcome.detail["wer"] == wer and outcome.value == pytest.approx(naive(wer), abs=1e-12)
+
+
+def test_the_text_to_speak_is_the_reference_of_a_model_that_does_not_write():
+    reward = AsrReward("asr", Repeats("say it"), reference="prompt")
+    (outcome,) = reward([answer("", question="Say it!")])
+    assert (outcome.value, outcome.detail["wer"]) == (1.0, 0.0)
+    reward.check([answer("", question="say it").example])
+    with pytest.raises(
+        InputError, match=r"rows.jsonl:7: messages: expected words to say in the last turn, found '\?!'"
+    ):
+        reward.check([answer("", question="?!").example])
+
+
+def test_defect_rlaif_7_numbers_in_figures_are_those_in_words():
+    (outcome,) = AsrReward("asr", Repeats("one two three"), reference="prompt")([answer("", question="1, 2, 3")])
+    assert outcome == Scored(1.0, {"heard": "one two three", "wer": 0.0})
+    assert word_error_rate("one two three", "1, 2, 3") == word_error_rate("1,2,3", "One, two: three.") == 0
+
+
 def test_answers_that_cannot_be_heard_are_invalid():
     silent = answer("cold", waveform=np.zeros(0, np.float32))
     outcomes = AsrReward("asr", Repeats("cold"))([answer("cold", broken="no end"), answer(" "), answer("?!"), silent])

@@ -95,6 +95,33 @@ def test_long_texts_are_cut_where_announced(folder, monkeypatch):
     assert [len(row) for row in lm.log_probs(["a", "a"], ["", "  "])] == [0, 0]
 
 
+def test_a_text_read_whole_is_cut_only_by_the_context(folder, monkeypatch):
+    monkeypatch.setattr(text_likelihood, "PROMPT_TOKENS", 4)
+    monkeypatch.setattr(text_likelihood, "TEXT_TOKENS", 3)
+    lm, texts = _lm(folder), ["on the mat he sat", "no", "", "far away and never came back again"]
+    monkeypatch.setattr(lm, "context", 20)
+    found = lm.log_probs([""] * 4, texts, whole=True)
+    assert [len(row) for row in found] == [18, 3, 0, 19] and [lm.count(text) for text in texts] == [18, 3, 0, 35]
+    for row, text in zip(found, texts, strict=True):
+        np.testing.assert_allclose(row, naive(folder, "", text)[:19] if text else [], atol=1e-5)
+    monkeypatch.setattr(lm, "context", None)  # a model without one
+    assert [len(row) for row in lm.log_probs(["", "cat"], texts[2:], whole=True)] == [0, 35]
+
+
+@given(st.lists(st.integers(2, 3000), max_size=60), st.integers(1, 16))
+@settings(max_examples=50)
+def test_batches_hold_no_more_tokens_than_cut_texts_would(folder, lengths, size):
+    lm = _lm(folder)
+    lm.batch_size, most = size, size * 513
+    batches = list(lm._batches(dict(enumerate(lengths))))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    for batch in batches:
+        longest = max(lengths[i] for i in batch)
+        assert len(batch) == 1 or len(batch) <= size and len(batch) * longest <= most
+    if max(lengths, default=0) <= 513:  # what is cut is batched by number alone
+        assert len(batches) == -(-len(lengths) // size)
+
+
 def test_perplexity_is_the_geometric_mean_of_the_probabilities(folder, judges):
     (outcome,) = judges["perplexity"](said("on the mat"))
     nats = -np.mean(naive(folder, PROMPT, "on the mat"))

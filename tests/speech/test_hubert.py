@@ -237,6 +237,20 @@ def test_a_folder_that_is_no_hubert_is_refused(folder, tmp_path):
         HubertUnits.load(tmp_path / "lacking", file, TWO)
 
 
+def test_weights_that_the_config_has_no_place_for_are_refused(folder, tokenizer, tmp_path):
+    """As those of layers that a config.json leaves out: another network than the published one would be read."""
+    file, weights = folder / "centres.safetensors", load_file(folder / "hubert/model.safetensors")
+    (tmp_path / "config.json").write_bytes((folder / "hubert/config.json").read_bytes())
+    head = {"lm_head.weight": np.zeros((8, 32), np.float32), "lm_head.bias": np.zeros(8, np.float32)}
+    save_file(weights | head, tmp_path / "model.safetensors", {"format": "pt"})
+    found = HubertUnits.load(tmp_path, file, TWO)  # no hidden state depends on a recogniser's head
+    assert np.array_equal(found.features(speech(0.5)), tokenizer.features(speech(0.5)))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
+    with pytest.raises(InputError, match=r"the weights hold encoder\.layers\.2\.\S+, for which config"):
+        HubertUnits.load(tmp_path, file, TWO)
+
+
 @pytest.mark.parametrize(
     ("tables", "said"),
     [

@@ -97,6 +97,17 @@ def test_a_judge_that_may_fall_silent_leaves_its_answers_out(folder, tmp_path, m
     assert trainer.rollout_rows(experience).counted == there.count(True)
 
 
+def test_defect_rlaif_4_a_constant_judge_rings_in_its_run(folder, tmp_path):
+    """And goes on ringing after the run was stopped and resumed."""
+    Trainer(make_recipe(folder, tmp_path / "run", "steps=4")).train()
+    Trainer(make_recipe(folder, tmp_path / "run", "steps=8"), resume=True).train()
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    known = [line["spread/function"] is not None for line in lines]  # steps whose answers are all broken say nothing
+    assert {line["spread/function"] for line in lines} <= {0.0, None}
+    rings = [line.get("alarm/spread/function") == 1 for line in lines]
+    assert any(rings) and rings == [sum(known[: step + 1]) >= 5 for step in range(8)]
+
+
 def test_defect_12_training_encodes_each_file_once(folder, tmp_path, monkeypatch):
     encoded = []
     encode = StarterCodec.encode

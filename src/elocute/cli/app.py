@@ -8,8 +8,11 @@ import typer
 from elocute.cli.candidates import sample, score
 from elocute.cli.chat import chat
 from elocute.cli.evaluate import evaluate
+from elocute.cli.label import label
 from elocute.cli.pairs import SETTINGS, pairs
 from elocute.cli.rounds import rounds
+from elocute.cli.speak import SETTINGS as LABELS
+from elocute.cli.speak import speak
 from elocute.cli.train import report, train
 from elocute.errors import InputError, RunError
 
@@ -21,10 +24,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for verb in (train, report, sample, score, rounds, chat):
+for verb in (train, report, sample, score, rounds, label, chat):
     app.command()(verb)
 app.command("eval")(evaluate)
 app.command(context_settings=SETTINGS)(pairs)
+app.command(context_settings=LABELS)(speak)
 
 
 def main() -> None:

@@ -23,6 +23,10 @@ def evaluate(
         Path | None, typer.Option(help="A Whisper or CTC folder that listens; default: PocketSphinx.")
     ] = None,
     vocabulary: Annotated[Path | None, typer.Option(help="All that PocketSphinx may hear (closed domains).")] = None,
+    allow_trained: Annotated[
+        bool,
+        typer.Option("--allow-trained", help="Ear and judges may be those that decided the run; eval.json says so."),
+    ] = False,
     normalisation: Annotated[
         str | None, typer.Option(help="Likelihood suites: mean (log-prob a token, the default) or sum.")
     ] = None,
@@ -36,8 +40,12 @@ def evaluate(
     temperature: Annotated[
         float | None, typer.Option(min=1e-6, help="Default: 0.7; continuation: 0.8.", show_default=False)
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Sample of the k likeliest tokens; default: of all.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(min=1e-6, max=1, help="Of the likeliest that make up p; default: of all.")
+    ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Of an answer; default: 256.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the sampling; default: 0.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check model folder, data and options.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -49,19 +57,19 @@ def evaluate(
     """
     from elocute.evaluation.unit_suites import check_options
 
-    own = {"--rows": rows, "--ear": ear, "--vocabulary": vocabulary, "--temperature": temperature}
+    own = {"--rows": rows, "--ear": ear, "--vocabulary": vocabulary, "--allow-trained": allow_trained or None}
+    own |= {"--temperature": temperature, "--top-k": top_k, "--top-p": top_p}
+    own |= {"--max-new-tokens": max_new_tokens, "--seed": seed}
     own |= {"--normalisation": normalisation, "--seconds": seconds, "--judge": judge, "--text-lm": text_lm}
     check_options(suite, own)
     if suite != "spoken-qa":
-        job = _suite_job(suite, target, data, out, own, max_new_tokens, seed)
-        return _run_suite(job, out, dry_run, as_json)
+        return _run_suite(_suite_job(suite, target, data, out, own), out, dry_run, as_json)
     from elocute.evaluation.evaluate import check_evaluation, evaluate_folder
     from elocute.progress import RunProgress
     from elocute.report.page import results_table
-    from elocute.rollout import Sampling
 
     listener = _ear(ear, vocabulary)
-    model, examples = check_evaluation(target, data, out, rows=rows, ear=listener)
+    model, examples = check_evaluation(target, data, out, rows=rows, ear=listener, allow_trained=allow_trained)
     if dry_run:
         print(json.dumps({"model": str(model), "rows": len(examples)}) if as_json else f"{model}: {len(examples)} rows")
         return
@@ -72,28 +80,34 @@ def evaluate(
             examples,
             out,
             ear=listener,
-            sampling=Sampling(max_new_tokens, temperature or 0.7),
-            seed=seed,
+            sampling=_sampling(own, 0.7),
+            seed=seed or 0,
             progress=progress,
         )
     if as_json:
         print(json.dumps(values))
     else:
         Console().print(results_table(values))
+        _say_trained_against(values)
         print(f"answers, WAVs and eval.json: {out}")
 
 
-def _suite_job(suite: str, target: Path, data: Path, out: Path, own: dict, max_new_tokens: int, seed: int):
+def _suite_job(suite: str, target: Path, data: Path, out: Path, own: dict):
     from elocute.evaluation.unit_suites import Continuing, Listeners, continuation_job, likelihood_job
-    from elocute.rollout import Sampling
 
     if suite != "continuation":
         return likelihood_job(target, suite, data, out, own["--normalisation"] or "mean")
-    listeners = Listeners(_ear(own["--ear"], own["--vocabulary"]), own["--judge"], own["--text-lm"])
-    sampling = Sampling(max_new_tokens, own["--temperature"] or 0.8)
-    return continuation_job(
-        target, data, out, listeners, Continuing(sampling, seed, own["--seconds"] or 3.0, own["--rows"])
-    )
+    ear = _ear(own["--ear"], own["--vocabulary"])
+    listeners = Listeners(ear, own["--judge"], own["--text-lm"], bool(own["--allow-trained"]))
+    how = Continuing(_sampling(own, 0.8), own["--seed"] or 0, own["--seconds"] or 3.0, own["--rows"])
+    return continuation_job(target, data, out, listeners, how)
+
+
+def _sampling(own: dict, temperature: float):
+    from elocute.rollout import Sampling
+
+    whole = own["--top-k"] or 0, own["--top-p"] or 1.0
+    return Sampling(own["--max-new-tokens"] or 256, own["--temperature"] or temperature, *whole)
 
 
 def _run_suite(job, out: Path, dry_run: bool, as_json: bool) -> None:
@@ -109,7 +123,13 @@ def _run_suite(job, out: Path, dry_run: bool, as_json: bool) -> None:
         print(json.dumps(values))
     else:
         Console().print(suite_table(values))
+        _say_trained_against(values)
         print(f"eval.json and all it was measured on: {out}")
+
+
+def _say_trained_against(values: dict) -> None:
+    for option, name in (values.get("trained_against") or {}).items():
+        print(f"{option} decided the run (there: {name}): what it finds is what was trained for")
 
 
 def _ear(folder: Path | None, vocabulary: Path | None):

@@ -50,7 +50,7 @@ def train(
 def _dry_run(recipe, resume: bool, as_json: bool) -> None:
     from elocute.data.rows import check_rows, read_rows
     from elocute.evaluation.evaluate import read_eval_rows
-    from elocute.models import check_model
+    from elocute.models import check_answers_questions, check_model
     from elocute.recipe import dump_recipe
     from elocute.recipe.schema import Dpo
     from elocute.training.pairs import check_answers
@@ -61,12 +61,13 @@ def _dry_run(recipe, resume: bool, as_json: bool) -> None:
     held_out = read_rows(recipe.data.dev, recipe.data.prompt_seconds) if recipe.data.dev else []
     rows = {"data.train": len(examples)} | ({"data.dev": len(held_out)} if held_out else {})
     if recipe.data.eval:
+        check_answers_questions(recipe.model)
         limit, ear = recipe.evaluation.rows, recipe.evaluation.ear
         rows["data.eval"] = len(read_eval_rows(recipe.data.eval, limit, ear, recipe.data.prompt_seconds))
     if isinstance(recipe.objective, Dpo):
         check_rows(examples, lambda example: check_answers(example, recipe.objective.mode))
         check_rows(held_out, lambda example: check_answers(example, "offline"))
-    check_model(recipe.model)
+    check_model(recipe.model, examples)
     if recipe.objective.judges:
         _check_rewards(recipe, examples)
     if as_json:

@@ -6,6 +6,11 @@ from pathlib import Path
 from elocute.errors import InputError
 
 
+def digest_path(path: str | Path) -> str:
+    """`digest_folder` of a folder, `digest_file` of anything else."""
+    return digest_folder(path) if Path(path).is_dir() else digest_file(path)
+
+
 def digest_file(path: str | Path) -> str:
     """The sha256 of a file's bytes, 64 hexadecimal digits."""
     try:

@@ -68,12 +68,16 @@ def read_rows(path: str | Path, prompt_seconds: float | None = None, *, check_au
 
 
 def each_row(
-    path: str | Path, prompt_seconds: float | None = None, *, check_audio: bool = True
+    path: str | Path,
+    prompt_seconds: float | None = None,
+    *,
+    check_audio: bool = True,
+    to_row: Callable[[dict[str, Any]], dict[str, Any]] = lambda fields: fields,
 ) -> Iterator[tuple[dict[str, Any], Example]]:
     """What `read_rows` reads, one by one: a row's fields as they stand in the file, and the Example.
 
     Bad rows are reported at the end: who acts on rows before it goes through them once to check them. The memory
-    needed is that of the ids.
+    needed is that of the ids. `to_row` makes a row of what has another form; it may raise InputError.
     """
     path = Path(path)
     sources = _AudioSources(path, check_audio, prompt_seconds)
@@ -82,7 +86,7 @@ def each_row(
     line_of: dict[str, int] = {}
     for line, raw in _lines(path):
         try:
-            fields = _parse(raw)
+            fields = _shaped(_parse(raw), to_row)
             example = _Row(fields, sources).example(copies, line)
             first = line_of.setdefault(example.id, line)
             if first != line:
@@ -141,6 +145,13 @@ def _parse(raw: bytes) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise _BadRow(f"row: expected a JSON object, got {_kind(fields)}")
     return fields
+
+
+def _shaped(fields: dict[str, Any], to_row: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return to_row(fields)
+    except InputError as error:
+        raise _BadRow(str(error)) from None
 
 
 class _AudioSources:

@@ -190,12 +190,19 @@ def judge(
     return outcomes
 
 
-def log_probs(text_lm: TextLM, continuations: Sequence[Continuation], *, with_prompt: bool) -> list[list[float]]:
-    """log p of the tokens of each transcript, or of prompt and transcript as one text; none for an empty transcript."""
+def log_probs(
+    text_lm: TextLM, continuations: Sequence[Continuation], *, with_prompt: bool
+) -> tuple[list[list[float]], int]:
+    """log p of the tokens of each transcript, or of prompt and transcript as one text; none for an empty transcript.
+
+    And how many texts are longer than the LM's context: only what it holds of them counts.
+    """
     texts = [one.utterance.text for one in continuations]
     if with_prompt:
         texts = [text and f"{one.example.question_text} {text}" for one, text in zip(continuations, texts, strict=True)]
-    return [row.tolist() for row in text_lm.log_probs([""] * len(texts), texts)]
+    rows = text_lm.log_probs([""] * len(texts), texts, whole=True)
+    cut = sum(len(row) < text_lm.count(text) for row, text in zip(rows, texts, strict=True))
+    return [row.tolist() for row in rows], cut
 
 
 def measure(
@@ -204,7 +211,7 @@ def measure(
     alone: Sequence[Sequence[float]] | None,
     with_prompt: Sequence[Sequence[float]] | None,
 ) -> dict[str, Estimate]:
-    """Every metric with its interval. outcomes: as from `judge`; alone, with_prompt: as from `log_probs`, or None.
+    """Every metric with its interval. outcomes: as from `judge`; alone, with_prompt: rows of `log_probs`, or None.
 
     What is of words is over transcripts that have some: an empty one repeats nothing and must not improve a mean.
     """

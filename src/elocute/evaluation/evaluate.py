@@ -1,12 +1,12 @@
 """A model on rows with right answers, into a folder: eval.json, every answer, and the sound of the first ones."""
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-
-import yaml
 
 from elocute.data.cache import EncodedAudio
 from elocute.data.digest import digest_file, digest_folder
@@ -14,13 +14,15 @@ from elocute.data.files import write_atomically
 from elocute.data.rows import check_rows, read_rows
 from elocute.data.types import Example
 from elocute.errors import InputError
+from elocute.evaluation.independent import check_independent, trained_against
 from elocute.evaluation.listening import write_answers
 from elocute.evaluation.spoken_qa import answer_all, by_column, judge_all, summarise
 from elocute.evaluation.statistics import Estimate
-from elocute.models import SpeechLM, check_model, load_speaker
+from elocute.models import SpeechLM, check_answers_questions, check_model, load_speaker
 from elocute.recipe import load_recipe
 from elocute.recipe.rewards import EarSpec, PocketSphinxSpec
 from elocute.rewards.build import build_ear
+from elocute.rewards.identity import digests
 from elocute.rewards.rule import right_answers
 from elocute.rollout import Sampling
 
@@ -75,11 +77,11 @@ def evaluate(
     values = earlier | {
         "normalisation": "elocute.data.normalise: case, punctuation, numbers as words",
         "ear": describe_ear(ear),
+        "ear_digests": digests(ear),
         "seed": seed,
-        "temperature": sampling.temperature,
-        "max_new_tokens": sampling.max_new_tokens,
+        **asdict(sampling),
         "versions": earlier.get("versions", {}) | {name: {package: version(package) for package in PACKAGES}},
-        "data_digest": digest_file(data),
+        "data_digest": digest_rows(data, examples),
         "model_digest": earlier.get("model_digest", {}) | {name: digest_folder(model)},
         name: _to_json(summarise(rows)),
     }
@@ -91,6 +93,12 @@ def evaluate(
     return values
 
 
+def digest_rows(path: Path, examples: Sequence[Example]) -> str:
+    """Over the contents of a file of rows and of the recordings that `examples`, its rows, are asked with."""
+    recordings = dict.fromkeys(ref.path for example in examples for ref in example.audios)
+    return hashlib.sha256("\n".join(map(digest_file, (path, *recordings))).encode()).hexdigest()
+
+
 def describe_ear(ear: EarSpec) -> str:
     """Who listened, for people."""
     if isinstance(ear, PocketSphinxSpec):
@@ -98,52 +106,41 @@ def describe_ear(ear: EarSpec) -> str:
     return f"transformers: {ear.path}"
 
 
+def ear_option(ear: EarSpec) -> dict[str, dict]:
+    """The ear among the evaluators of `check_independent`."""
+    return {"--ear": ear.model_dump(mode="json")}
+
+
 def _to_json(metrics: dict[str, Estimate]) -> dict:
     return {name: estimate.to_json() for name, estimate in metrics.items()}
 
 
 def check_evaluation(
-    target: Path, data: Path, out: Path, *, rows: int | None, ear: EarSpec
+    target: Path, data: Path, out: Path, *, rows: int | None, ear: EarSpec, allow_trained: bool = False
 ) -> tuple[Path, list[Example]]:
-    """What `elocute eval` needs, before a model is loaded: (model folder of a model or run, rows)."""
-    model = check_target(target, out, ear)
+    """What `elocute eval` needs, before a model is loaded: (model folder of a model or run, rows).
+
+    allow_trained: `ear` may have decided the run.
+    """
+    model = check_target(target, out)
+    check_independent(model, ear_option(ear), allowed=allow_trained)
+    check_answers_questions(model)
     return model, read_eval_rows(data, rows, ear)
 
 
-def check_target(target: Path, out: Path, ear: EarSpec | None = None) -> Path:
+def check_target(target: Path, out: Path) -> Path:
     """The folder of the model to evaluate: a model's own, a run's, or the one that a recipe file starts from.
 
-    InputError unless `out` is free and the model loads but for its weights; nor may `ear` have been the run's reward.
+    InputError unless `out` is free and the model loads but for its weights.
     """
-    recipe = target / "recipe.yaml"
     if target.is_file():
         model = load_recipe(target).model
     else:
-        model = target / "model" if recipe.exists() else target
-    if recipe.exists() and ear is not None:
-        _check_ear(recipe, ear)
+        model = target / "model" if (target / "recipe.yaml").exists() else target
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"-o {out}: expected a new folder or an empty one")
     check_model(model)
     return model
-
-
-def _check_ear(recipe: Path, ear: EarSpec) -> None:
-    """InputError when `ear` was a reward of the run: a recogniser that was trained against cannot judge."""
-    said = yaml.safe_load(recipe.read_text()) or {}
-    rewards = said.get("rewards", [])
-    if said.get("listen"):  # what rewards read went through it
-        rewards = [*rewards, {"name": "listen", "ear": said["listen"]}]
-    gating = {reward["gate"]["reward"] for reward in rewards if reward.get("gate")}
-    for reward in rewards:
-        listens = reward.get("ear") or {}
-        decides = reward.get("weight", 1) > 0 or reward["name"] in gating
-        if (
-            decides
-            and listens.get("kind") == ear.kind
-            and listens.get("path") == (str(ear.path) if hasattr(ear, "path") else None)
-        ):
-            raise InputError(f"{recipe}: reward {reward['name']!r} is this recogniser; choose another with --ear")
 
 
 def evaluate_folder(
@@ -173,5 +170,6 @@ def evaluate_folder(
         seed=seed,
         progress=lambda done: progress("evaluate", done, len(examples), {}),
     )
+    values |= {"trained_against": trained_against(model, ear_option(ear))}
     write_eval(out / "eval.json", values)
     return values

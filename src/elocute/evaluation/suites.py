@@ -53,11 +53,13 @@ class Part:
     """What gets a number of its own (a split, a benchmark, a part of SALMon): its pairs and all its sound files.
 
     pairs is None for a split whose gold table is not public: its files are scored, and others evaluate them.
+    gold: the table that tells the pairs; None where names do.
     """
 
     name: str
     files: tuple[Path, ...]
     pairs: tuple[Pair, ...] | None
+    gold: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ def _split(folder: Path, item: Sequence[str], table: str, label: Callable[[str],
         return Part(folder.resolve().name, tuple(files), None)
     rows = _read_gold(gold, ("filename", "voice", "correct", *item, table))
     _check_files(folder, files, rows)
-    return Part(folder.resolve().name, tuple(files), tuple(_gold_pairs(gold, rows, item, table, label)))
+    return Part(folder.resolve().name, tuple(files), tuple(_gold_pairs(gold, rows, item, table, label)), gold)
 
 
 def _gold_pairs(

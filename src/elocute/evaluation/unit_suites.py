@@ -7,14 +7,14 @@ score files, or continuations to read and listen to. What can be wrong is found 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
 
 from elocute.data.cache import EncodedAudio
-from elocute.data.digest import digest_file, digest_folder
+from elocute.data.digest import digest_file, digest_folder, digest_path
 from elocute.data.types import Example
 from elocute.errors import InputError
 from elocute.evaluation import continuation, pair_accuracy
@@ -28,15 +28,24 @@ from elocute.evaluation.continuation_suite import (
     why_unscored,
     write_continuations,
 )
-from elocute.evaluation.evaluate import PACKAGES, check_target, describe_ear, write_eval
+from elocute.evaluation.evaluate import (
+    PACKAGES,
+    check_target,
+    describe_ear,
+    digest_rows,
+    ear_option,
+    write_eval,
+)
+from elocute.evaluation.independent import check_independent, trained_against
 from elocute.evaluation.likelihood import Normalisation, file_logprobs, normalised
 from elocute.evaluation.pair_accuracy import accuracies, table
 from elocute.evaluation.statistics import Estimate
 from elocute.evaluation.suites import SALMON_PARTS, SUITES, Part, write_scores
 from elocute.models import UnitLM, load_speaker
 from elocute.recipe import load_rewards
-from elocute.recipe.rewards import EarSpec
+from elocute.recipe.rewards import EarSpec, RewardSpec
 from elocute.rewards.build import build_ear, build_reward
+from elocute.rewards.identity import digests, identity
 from elocute.rewards.outcome import Reward
 from elocute.rewards.text_likelihood import TextLM
 from elocute.rollout import Sampling
@@ -44,7 +53,8 @@ from elocute.rollout import Sampling
 PACKAGED_TEXT_LM = "smollm2"
 Progress = Callable[[str, int, int, dict], None]
 
-_GENERATIVE = {"--rows", "--ear", "--vocabulary", "--temperature"}
+_SAMPLING = {"--temperature", "--top-k", "--top-p", "--max-new-tokens", "--seed"}
+_GENERATIVE = {"--rows", "--ear", "--vocabulary", "--allow-trained"} | _SAMPLING
 OPTIONS = {
     "spoken-qa": _GENERATIVE,
     **dict.fromkeys(SUITES, {"--normalisation"}),
@@ -101,7 +111,8 @@ def evaluate_likelihood(
     found = file_logprobs(lm, EncodedAudio(lm.codec), files, progress=progress)
     scores = {file: normalised(logprob, normalisation) for file, logprob in found.items()}
     kind = SUITES[suite]
-    values = _header(suite, model, lm.codec.digest, _digest(data, files)) | {
+    tables = [part.gold for part in parts if part.gold is not None]
+    values = _header(suite, model, lm.codec.digest, _digest(data, [*files, *tables])) | {
         "normalisation": normalisation,
         "seeds": {"bootstrap": pair_accuracy.SEED},
         "utterances": len(found),
@@ -129,11 +140,22 @@ def evaluate_likelihood(
 
 @dataclass(frozen=True)
 class Listeners:
-    """Who listens and judges. judges: a YAML file with `rewards`, or None; text_lm: a folder, "smollm2", or None."""
+    """Who listens and judges. judges: a YAML file with `rewards`, or None; text_lm: a folder, "smollm2", or None.
+
+    allow_trained: they may have decided the run.
+    """
 
     ear: EarSpec
     judges: Path | None = None
     text_lm: str | None = None
+    allow_trained: bool = False
+
+    def evaluators(self) -> dict[str, dict]:
+        """Option → who it names, for `check_independent`. GenPPL and the perplexity reward of one LM are one judge."""
+        specs = [] if self.judges is None else load_rewards(self.judges)
+        found = ear_option(self.ear) | {f"--judge {spec.name}": spec.model_dump(mode="json") for spec in specs}
+        path = None if self.text_lm == PACKAGED_TEXT_LM else self.text_lm
+        return found | ({} if self.text_lm is None else {"--text-lm": {"kind": "perplexity", "path": path}})
 
 
 @dataclass(frozen=True)
@@ -148,7 +170,8 @@ class Continuing:
 
 def continuation_job(target: Path, data: Path, out: Path, listeners: Listeners, how: Continuing) -> Job:
     """Checks options, model folder and prompts; opens ear, judges and text LM, so that they are known to work."""
-    model = check_target(target, out, listeners.ear)
+    model = check_target(target, out)
+    check_independent(model, listeners.evaluators(), allowed=listeners.allow_trained)
     prompts = read_prompts(data, how.seconds, how.rows)
     with _judges(listeners.judges, prompts), closing(build_ear(listeners.ear)):
         _text_lm(listeners.text_lm)
@@ -170,45 +193,51 @@ def evaluate_continuation(
         text_lm = _text_lm(listeners.text_lm)
         lm = load_speaker(model)
         found = continue_all(lm, EncodedAudio(lm.codec), prompts, ear, how.sampling, how.seed, out, progress=progress)
-        outcomes = judge(rewards, found, progress)
-        ranges = {reward.name: [reward.low, reward.high] for reward in rewards}
-    alone = None if text_lm is None else log_probs(text_lm, found, with_prompt=False)
-    joined = None if text_lm is None else log_probs(text_lm, found, with_prompt=True)
+        outcomes = judge([reward for _, reward in rewards.values()], found, progress)
+        judges = {
+            name: {"range": [reward.low, reward.high]} | identity(spec, reward)
+            for name, (spec, reward) in rewards.items()
+        }
+    alone, cut_alone = (None, 0) if text_lm is None else log_probs(text_lm, found, with_prompt=False)
+    joined, cut_joined = (None, 0) if text_lm is None else log_probs(text_lm, found, with_prompt=True)
     write_continuations(out / "continuations.jsonl", found, outcomes, alone)
-    digest = _digest(data, [ref.path for one in prompts for ref in one.audios]) if data.is_dir() else digest_file(data)
+    recordings = [ref.path for one in prompts for ref in one.audios]
+    digest = _digest(data, recordings) if data.is_dir() else digest_rows(data, prompts)
     values = _header("continuation", model, lm.codec.digest, digest) | {
         "normalisation": "words: elocute.data.normalise; gen_ppl: mean over tokens, without the prompt; "
         "gen_ppl_slamkit: mean of the utterances' means, prompt and continuation as one text",
         "seeds": {"sampling": how.seed, "bootstrap": continuation.SEED},
         "prompt_seconds": how.seconds,
-        "temperature": how.sampling.temperature,
-        "max_new_tokens": how.sampling.max_new_tokens,
+        **asdict(how.sampling),
         "ear": describe_ear(listeners.ear),
+        "ear_digests": digests(listeners.ear),
+        "trained_against": trained_against(model, listeners.evaluators()),
         "text_lm": listeners.text_lm,
+        "text_lm_digest": None if text_lm is None else digest_path(text_lm.path),
+        "text_lm_cut": {"gen_ppl": cut_alone, "gen_ppl_slamkit": cut_joined},
         "result": _to_json(measure(found, outcomes, alone, joined)),
-        "judges": {
-            name: {"range": ranges[name], "unscored": reasons} for name, reasons in why_unscored(outcomes).items()
-        },
+        "judges": {name: judges[name] | {"unscored": reasons} for name, reasons in why_unscored(outcomes).items()},
     }
     write_eval(out / "eval.json", values)
     return values
 
 
 @contextmanager
-def _judges(path: Path | None, prompts: Sequence[Example]) -> Iterator[list[Reward]]:
-    """The rewards of a file, opened and closed. InputError for one that cannot judge these prompts once heard."""
-    rewards: list[Reward] = []
+def _judges(path: Path | None, prompts: Sequence[Example]) -> Iterator[dict[str, tuple[RewardSpec, Reward]]]:
+    """The rewards of a file by name. InputError for one that cannot judge these prompts once heard."""
+    rewards: dict[str, tuple[RewardSpec, Reward]] = {}
     heard = [replace(prompt, question_text="words") for prompt in prompts]
     try:
         for spec in [] if path is None else load_rewards(path):
-            if spec.name in {reward.name for reward in rewards} | set(METRICS):
+            if spec.name in rewards.keys() | set(METRICS):
                 raise InputError(f"{path}: rewards: {spec.name!r} already names a metric; give it a `name` of its own")
-            rewards.append(build_reward(spec))
-            if hasattr(rewards[-1], "check"):
-                rewards[-1].check(heard)
+            reward = build_reward(spec)
+            rewards[spec.name] = spec, reward
+            if hasattr(reward, "check"):
+                reward.check(heard)
         yield rewards
     finally:
-        for reward in rewards:
+        for _, reward in rewards.values():
             if hasattr(reward, "close"):
                 reward.close()
 
@@ -232,7 +261,7 @@ def _header(suite: str, model: Path, codec_digest: str, data_digest: str) -> dic
 
 
 def _digest(data: Path, files: Sequence[Path]) -> str:
-    """Over the names and contents of the files used; where they lie does not matter."""
+    """Over the names and contents of the folder's files that are read; where it lies does not matter."""
     lines = (f"{digest_file(file)} {file.relative_to(data)}\0" for file in sorted(set(files)))
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 

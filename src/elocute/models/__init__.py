@@ -1,29 +1,51 @@
 """Speech LMs. A new one is a file here, and one line where `load_model` chooses."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from elocute.models import interleaved, unit_lm
+from elocute.data.rows import check_rows
+from elocute.data.types import Example
+from elocute.errors import InputError
+from elocute.models import interleaved, tts_lm, unit_lm
 from elocute.models.interleaved import InterleavedLM
 from elocute.models.speech_lm import SpeechLM, read_settings
+from elocute.models.tts_lm import TtsLM
 from elocute.models.unit_lm import UnitLM
 
-__all__ = ["InterleavedLM", "SpeechLM", "UnitLM", "check_model", "load_model", "load_speaker"]
+__all__ = [
+    "InterleavedLM", "SpeechLM", "TtsLM", "UnitLM", "check_answers_questions", "check_model", "load_model",
+    "load_speaker",
+]  # fmt: skip
+
+_CLASSES = {"interleaved": InterleavedLM, "units": UnitLM, "tts": TtsLM}
 
 
-def load_model(folder: str | Path, *, dtype: torch.dtype | str = torch.float32) -> InterleavedLM | UnitLM:
+def load_model(folder: str | Path, *, dtype: torch.dtype | str = torch.float32) -> InterleavedLM | UnitLM | TtsLM:
     """Load a speech LM by its folder, on the CPU. dtype "auto": the weights' own."""
-    kind = UnitLM if _speaks_units(folder) else InterleavedLM
-    return kind.load(folder, dtype=dtype)
+    return _CLASSES[_kind(folder)].load(folder, dtype=dtype)
 
 
-def check_model(folder: str | Path) -> None:
-    """Read all of a model folder but its weights. InputError names what is missing or does not fit."""
-    (unit_lm if _speaks_units(folder) else interleaved).load_vocabulary(Path(folder))
+def check_model(folder: str | Path, examples: Sequence[Example] = ()) -> None:
+    """Read all of a model folder but its weights. InputError names what is missing or does not fit.
+
+    examples: rows to be trained on; what a TTS model cannot speak is an InputError too, a line each.
+    """
+    kind = _kind(folder)
+    if kind == "tts":
+        check_rows(examples, tts_lm.load_template(folder).row_ids)
+    else:
+        (unit_lm if kind == "units" else interleaved).load_vocabulary(Path(folder))
 
 
-def load_speaker(folder: str | Path) -> InterleavedLM | UnitLM:
+def check_answers_questions(folder: str | Path) -> None:
+    """InputError for a TTS model: it reads aloud and cannot be asked."""
+    if _kind(folder) == "tts":
+        raise InputError(f"{folder}: a TTS model reads a text aloud, it answers no questions; see elocute speak")
+
+
+def load_speaker(folder: str | Path) -> InterleavedLM | UnitLM | TtsLM:
     """Load a speech LM to talk with: on the first GPU in the weights' own type, else on the CPU in float32."""
     if not torch.cuda.is_available():
         return load_model(folder)
@@ -32,5 +54,5 @@ def load_speaker(folder: str | Path) -> InterleavedLM | UnitLM:
     return lm
 
 
-def _speaks_units(folder: str | Path) -> bool:
-    return read_settings(Path(folder)).get("kind") == "units"
+def _kind(folder: str | Path) -> str:
+    return read_settings(Path(folder)).get("kind", "interleaved")

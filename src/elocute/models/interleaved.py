@@ -7,6 +7,7 @@ hold a control token are refused: a question must not end the answer or speak fo
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,21 +30,14 @@ class InterleavedLM(SpeechLM):
     def __init__(self, model, tokenizer, layout: Layout, codec: Codec, settings: dict):
         super().__init__(model, layout, codec, settings)
         self.tokenizer = tokenizer
-        control = set(tokenizer.get_added_vocab()) - {"<|audio|>"}
-        self._control = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or r"(?!)")
+        self._control = control_tokens(tokenizer)
 
     @classmethod
     def load(cls, folder: str | Path, *, dtype: torch.dtype | str = torch.float32) -> "InterleavedLM":
         """Load a model folder. InputError names what is missing or does not fit."""
         folder = Path(folder)
         tokenizer, layout, codec, settings = load_vocabulary(folder)
-        model = load_network(folder, dtype)
-        if model.get_input_embeddings().num_embeddings < layout.first_unit + layout.n_units:
-            raise InputError(
-                f"{folder}: the model has {model.get_input_embeddings().num_embeddings} embeddings, "
-                f"its codec needs ids up to {layout.first_unit + layout.n_units - 1}"
-            )
-        return cls(model, tokenizer, layout, codec, settings)
+        return cls(load_fitting(folder, dtype, layout), tokenizer, layout, codec, settings)
 
     def save(self, folder: str | Path) -> None:
         """Write a folder that `load` reads: weights (LoRA merged), tokenizer, elocute.json and the codec."""
@@ -114,15 +108,37 @@ class InterleavedLM(SpeechLM):
         return replace(spoken, text=self.tokenizer.decode(text_ids).strip())
 
 
+def control_tokens(tokenizer) -> re.Pattern:
+    """What finds the tokens that no text may hold: they would end a turn, or speak for the model."""
+    control = set(tokenizer.get_added_vocab()) - {"<|audio|>"}
+    return re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or r"(?!)")
+
+
+def load_fitting(folder: Path, dtype: torch.dtype | str, layout: Layout):
+    """A folder's network. InputError unless it has an embedding for every unit."""
+    model = load_network(folder, dtype)
+    if model.get_input_embeddings().num_embeddings < layout.first_unit + layout.n_units:
+        raise InputError(
+            f"{folder}: the model has {model.get_input_embeddings().num_embeddings} embeddings, "
+            f"its codec needs ids up to {layout.first_unit + layout.n_units - 1}"
+        )
+    return model
+
+
+def load_tokenizer(folder: Path):
+    """A folder's tokenizer. InputError when there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: no tokenizer that transformers can load: {str(error).splitlines()[0]}") from error
+
+
 def load_vocabulary(folder: Path):
     """All of a model folder but the weights: (tokenizer, layout, codec, settings), checked against each other."""
     settings = read_settings(folder)
     check_settings(folder / "elocute.json", settings)
     codec = load_codec((folder / settings["codec"]).resolve())
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: no tokenizer that transformers can load: {str(error).splitlines()[0]}") from error
+    tokenizer = load_tokenizer(folder)
     if not tokenizer.chat_template:
         raise InputError(f"{folder}: the tokenizer has no chat template, which lays out the prompt")
     return tokenizer, make_layout(folder, settings, tokenizer, codec), codec, settings
@@ -153,21 +169,27 @@ def check_settings(file: Path, settings: dict) -> None:
 
 def make_layout(folder: Path, settings: dict, tokenizer, codec: Codec) -> Layout:
     """Resolve the names in `elocute.json` to ids and check that the vocabulary fits the codec."""
-    names = settings["tokens"]
-    unknown = set(names) - set(TOKEN_NAMES)
-    if unknown or not {"unit_0", "text_end", "answer_end"} <= set(names):
-        raise InputError(f"{folder}/elocute.json: tokens: expected {', '.join(TOKEN_NAMES)}, got {', '.join(names)}")
+    ids = token_ids(folder, settings["tokens"], TOKEN_NAMES, TOKEN_NAMES[:3], tokenizer, codec)
+    ratio = settings["ratio"]
+    ratio = ratio if isinstance(ratio, str) else [tuple(pair) for pair in ratio]
+    return Layout(ratio=ratio, first_unit=ids.pop("unit_0"), n_units=codec.n_units, **ids)
+
+
+def token_ids(
+    folder: Path, names: dict[str, str], known: Sequence[str], needed: Sequence[str], tokenizer, codec: Codec
+) -> dict[str, int]:
+    """The ids of the tokens that `elocute.json` names. InputError for one that is not there or lies among the units."""
+    if set(names) - set(known) or not set(needed) <= set(names):
+        raise InputError(f"{folder}/elocute.json: tokens: expected {', '.join(known)}, got {', '.join(names)}")
     vocabulary = tokenizer.get_vocab()
     missing = [name for name in names.values() if name not in vocabulary]
     if missing:
         raise InputError(f"{folder}: the tokenizer has no token {missing[0]!r} that elocute.json names")
     ids = {key: vocabulary[name] for key, name in names.items()}
-    first_unit = ids.pop("unit_0")
-    inside = [names[key] for key, id in ids.items() if first_unit <= id < first_unit + codec.n_units]
+    first_unit = ids["unit_0"]
+    inside = [names[key] for key, id in ids.items() if key != "unit_0" and 0 <= id - first_unit < codec.n_units]
     if inside:
         raise InputError(
             f"{folder}: {inside[0]!r} lies among the {codec.n_units} speech units from {names['unit_0']!r} on"
         )
-    ratio = settings["ratio"]
-    ratio = ratio if isinstance(ratio, str) else [tuple(pair) for pair in ratio]
-    return Layout(ratio=ratio, first_unit=first_unit, n_units=codec.n_units, **ids)
+    return ids

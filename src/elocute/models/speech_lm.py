@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from elocute.data.cache import EncodedAudio
-from elocute.data.types import AudioRef, Example, Utterance
+from elocute.data.types import Answer, AudioRef, Example, Utterance
 from elocute.errors import InputError, naming
 from elocute.models.layout import Layout
 from elocute.speech import Codec
 from elocute.speech.codec import BrokenUnits
+
+KINDS = ("interleaved", "units", "tts")
+_SPARE = re.compile(r"(^|\.)(rotary_emb\.inv_freq|decoder\.version)$")
+"""What old checkpoints hold beside the weights: computed buffers, OPT's mark of its version."""
 
 
 class SpeechLM:
@@ -48,6 +53,15 @@ class SpeechLM:
         """The most tokens that a prompt and its answer may have together; None where the config does not say."""
         return getattr(self.core().config, "max_position_embeddings", None)
 
+    def check_length(self, what: str, tokens: int) -> None:
+        """InputError, about `what`, when so many tokens do not fit into the context."""
+        if self.context is not None and tokens > self.context:
+            raise InputError(f"{what}: too long: at least {tokens} tokens, the model's context holds {self.context}")
+
+    def answer(self, example: Example, ids) -> Answer:
+        """A row and what was said to it, as rewards judge it."""
+        return Answer(example, self.decode(ids))
+
     def said(self, ids) -> tuple[Utterance, list[int]]:
         """One answer's ids → its sound, with no text yet, and the ids of what it wrote."""
         cursor = self.layout.read(ids)
@@ -72,14 +86,17 @@ class SpeechLM:
         """The vocabulary head, one linear layer."""
         return self.core().get_output_embeddings()
 
-    def save_beside(self, folder: Path) -> None:
-        """Write what is not the network: the codec and elocute.json."""
+    def save_beside(self, folder: Path, **files: str) -> None:
+        """Write what is not the network: the codec and elocute.json, which also names `files`."""
         self.codec.save(folder / "codec")
-        (folder / "elocute.json").write_text(json.dumps(self.settings | {"codec": "codec"}, indent=2) + "\n")
+        (folder / "elocute.json").write_text(json.dumps(self.settings | {"codec": "codec"} | files, indent=2) + "\n")
 
 
 def load_network(folder: Path, dtype: torch.dtype | str, **how):
-    """A folder's weights as a causal LM; `how` goes to transformers. InputError unless every weight is there."""
+    """A folder's weights as a causal LM; `how` goes to transformers.
+
+    InputError unless every weight is there and, but for `_SPARE`, no other.
+    """
     try:
         network, found = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, local_files_only=True, output_loading_info=True, **how
@@ -89,6 +106,8 @@ def load_network(folder: Path, dtype: torch.dtype | str, **how):
         raise InputError(f"{folder}: not a model that transformers can load: {reason}") from error
     if found["missing_keys"]:
         raise InputError(f"{folder}: the weights lack {sorted(found['missing_keys'])[0]}")
+    if strange := sorted(key for key in found["unexpected_keys"] if not _SPARE.search(key)):
+        raise InputError(f"{folder}: the weights hold {strange[0]}, for which the model of config.json has no place")
     return network
 
 
@@ -114,6 +133,6 @@ def read_settings(folder: Path) -> dict:
         raise InputError(f"{file}:{error.lineno}: not JSON: {error.msg}") from error
     if not isinstance(settings, dict):
         raise InputError(f"{file}: expected a JSON object")
-    if (kind := settings.get("kind", "interleaved")) not in ("interleaved", "units"):
-        raise InputError(f"{file}: kind: expected interleaved or units, got {kind!r}")
+    if (kind := settings.get("kind", "interleaved")) not in KINDS:
+        raise InputError(f"{file}: kind: expected {', '.join(KINDS[:-1])} or {KINDS[-1]}, got {kind!r}")
     return settings

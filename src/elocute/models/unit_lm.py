@@ -77,7 +77,7 @@ class UnitLM(SpeechLM):
             raise InputError(f"{example.where}: audios: expected a recording to continue")
         units = [int(unit) for ref in example.audios for unit in units_of(example, "audios", ref, audio)]
         ids = [*([] if self.bos is None else [self.bos]), *(self.layout.first_unit + unit for unit in units)]
-        self._check_length(f"{example.where}: audios", len(ids) + 1)
+        self.check_length(f"{example.where}: audios", len(ids) + 1)
         return torch.tensor(ids)
 
     def encode_target(self, example: Example, audio: EncodedAudio) -> Tokens:
@@ -98,7 +98,7 @@ class UnitLM(SpeechLM):
         if not units:
             raise InputError(f"{ref}: one unit alone has no likelihood: the model has no bos")
         rest = self.layout.assemble([], units)
-        self._check_length(str(ref), 1 + len(rest))
+        self.check_length(str(ref), 1 + len(rest))
         return torch.tensor(given), rest
 
     def _answer(self, example: Example, field: str, ref: AudioRef | None, audio: EncodedAudio) -> Tokens:
@@ -109,12 +109,8 @@ class UnitLM(SpeechLM):
             answer = self.layout.assemble([], units, cut=ref.cut)
         except InputError as error:
             raise InputError(f"{example.where}: {field}: {error}") from error
-        self._check_length(f"{example.where}: {field}", len(self.encode_prompt(example, audio)) + len(answer))
+        self.check_length(f"{example.where}: {field}", len(self.encode_prompt(example, audio)) + len(answer))
         return answer
-
-    def _check_length(self, what: str, tokens: int) -> None:
-        if self.context is not None and tokens > self.context:
-            raise InputError(f"{what}: too long: at least {tokens} tokens, the model's context holds {self.context}")
 
     # tokens out
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from elocute.data.normalise import normalise
 from elocute.evaluation.continuation import distinct
+from elocute.training.watch import RULES, in_words
 
 REPETITION, SHORTER, LONGER, SAMENESS = 1.5, 2 / 3, 3 / 2, 2 / 3
 """Times the base model's auto-BLEU, length (twice) and distinct-2 from which on there is an alarm."""
@@ -31,6 +32,7 @@ def measure_candidates(scored: Path) -> dict[str, Any]:
                 if words[-1]:  # silence repeats nothing, and is no merit
                     values |= candidate["measures"]
                 values |= {f"score/{name}": v for name, v in candidate["scores"].items()}
+                values |= _of_the_voice(candidate)
                 for name, value in values.items():
                     if value is not None:
                         columns.setdefault(name, []).append(value)
@@ -52,4 +54,13 @@ def alarms(now: dict[str, Any], base: dict[str, Any]) -> list[str]:
         found.append(f"length: answers last {now['seconds']:.1f} s, the base model's {base['seconds']:.1f} s")
     if base["distinct_2"] and (now["distinct_2"] or 0) < SAMENESS * base["distinct_2"]:
         found.append(f"diversity: distinct-2 fell from {base['distinct_2']:.3f} to {now['distinct_2'] or 0:.3f}")
+    for name in sorted(now.keys() & base.keys()):
+        if name.startswith("measured/") and RULES[name.rpartition("/")[2]][0](base[name], now[name]):
+            found.append(f"{in_words(name)}, from {base[name]:.3g} to {now[name]:.3g}")
     return found
+
+
+def _of_the_voice(candidate: dict[str, Any]) -> dict[str, float | None]:
+    """What rewards measured of the voice beside their value, as far as a run's watch has a rule for it."""
+    details = {name: outcome.get("detail", {}) for name, outcome in candidate["outcomes"].items()}
+    return {f"measured/{name}/{key}": own[key] for name, own in details.items() for key in RULES.keys() & own.keys()}

@@ -141,17 +141,17 @@ class CandidateSampler:
     def _line(self, lm: SpeechLM, row: Row, group: Sequence[Rollout]) -> Fields:
         fields, example = row
         with naming(f"{example.where}: its answers"):
-            output = {str(k): self._candidate(lm, example.id, k, rollout) for k, rollout in enumerate(group)}
+            output = {str(k): self._candidate(lm, example, k, rollout) for k, rollout in enumerate(group)}
         named = {"id": example.id, "units_codec": lm.codec.digest, "output": output}
         return moved(fields, self.data.parent, self.out) | named
 
-    def _candidate(self, lm: SpeechLM, example_id: str, number: int, rollout: Rollout) -> Fields:
-        utterance = lm.decode(rollout.tokens.ids)
+    def _candidate(self, lm: SpeechLM, example: Example, number: int, rollout: Rollout) -> Fields:
+        utterance = lm.answer(example, rollout.tokens.ids).utterance
         broken, audio = utterance.broken, None
         if not np.isfinite(utterance.waveform).all():
             broken = broken or "the audio has values that are not finite"
         elif len(utterance.waveform):
-            audio = audio_name(example_id, number)
+            audio = audio_name(example.id, number)
             save_wav(self.out / audio, utterance.waveform, utterance.sample_rate)
         return {
             "output-text": utterance.text,

@@ -31,6 +31,7 @@ from elocute.pipelines.candidates import (
 from elocute.pipelines.journal import Journal, Writer
 from elocute.pipelines.tally import ScoredTally
 from elocute.recipe import Recipe
+from elocute.recipe.rewards import without_means
 from elocute.rewards.combine import Judged, build_mixer
 from elocute.rewards.outcome import Outcome, Scored, Unavailable
 
@@ -39,9 +40,6 @@ Progress = Callable[[str, int, int, dict], None]
 
 ROUNDS = 8
 """Answers judged together for each request that a judge may have in flight: few slots idle at the end."""
-
-MEANS = {"concurrency", "timeout", "attempts", "deadline", "cache", "workers", "batch_size", "device"}
-"""Keys of a reward that change how it is computed and not what: they may differ when the work goes on."""
 
 RUBRICS = {"semantic": "semantic_score", "acoustic": "paralinguistic_score"}
 """Under which of WavAlign's names the score of a judge with this rubric stands too."""
@@ -171,10 +169,10 @@ class CandidateScorer:
         return {
             "made_by": "elocute score",
             "candidates": digest_file(self.candidates),
-            "rewards": [_without_means(reward.model_dump(mode="json")) for reward in recipe.rewards],
+            "rewards": [without_means(reward.model_dump(mode="json")) for reward in recipe.rewards],
             "judges": {n: p.reward.endpoint.entry.model for n, p in parts.items() if hasattr(p.reward, "endpoint")},
             "reward_mix": recipe.reward_mix.model_dump(mode="json", exclude={"max_unavailable"}),
-            "listen": recipe.listen and _without_means(recipe.listen.model_dump(mode="json")),
+            "listen": recipe.listen and without_means(recipe.listen.model_dump(mode="json")),
             "prompt_seconds": recipe.data.prompt_seconds,
         }
 
@@ -217,10 +215,3 @@ def _measures(text: str, candidate: Fields) -> dict[str, float]:
     words, units = normalise(text).split(), candidate.get("output-units")
     of_units = {"auto_bleu_units": auto_bleu_slamkit(units)} if units else {}
     return {"auto_bleu": auto_bleu_slamkit(words)} | of_units
-
-
-def _without_means(reward: Any) -> Any:
-    """A reward's entry in the recipe without `MEANS`."""
-    if not isinstance(reward, dict):
-        return reward
-    return {key: _without_means(value) for key, value in reward.items() if key not in MEANS}

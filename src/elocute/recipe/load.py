@@ -15,7 +15,7 @@ from elocute.recipe.schema import Recipe
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and apply overrides such as `optim.lr=1e-4`. InputError has one line for each mistake."""
     path = Path(path)
-    values = _read_yaml(path)
+    values = read_yaml(path)
     for override in overrides:
         _apply(values, override)
     try:
@@ -30,7 +30,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def load_rewards(path: str | Path) -> list[RewardSpec]:
     """The `rewards` of a YAML file: a recipe, of which nothing else is read, or a file with nothing else."""
     path = Path(path)
-    values = _read_yaml(path)
+    values = read_yaml(path)
     try:
         rewards = _Rewards.model_validate(values).rewards
     except ValidationError as error:
@@ -49,7 +49,8 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
 
 
-def _read_yaml(path: Path) -> dict:
+def read_yaml(path: Path) -> dict:
+    """The keys and values of a YAML file. InputError, naming file and line, when it holds nothing of the kind."""
     try:
         values = yaml.safe_load(path.read_text())
     except OSError as error:

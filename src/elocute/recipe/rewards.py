@@ -5,13 +5,18 @@ rewards:
   - {kind: asr, weight: 0.5, gate: {reward: rule, at_least: 1}, ear: {kind: pocketsphinx, vocabulary: answers.txt}}
 """
 
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, DirectoryPath, Field, FilePath, field_validator, model_validator
 
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
+Reference = Literal["written", "prompt"]
+MEANS = {"concurrency", "timeout", "attempts", "deadline", "cache", "workers", "batch_size", "device"}
+"""Keys of a reward that change how it is computed and not what: they may differ when the work goes on."""
 _STATISTICS = ("mean", "std", "max")  # of the combined reward, beside which a reward's own mean stands in the metrics
 
 
@@ -89,10 +94,17 @@ EarSpec = Annotated[PocketSphinxSpec | TransformersEarSpec, Field(discriminator=
 
 
 class AsrSpec(_RewardSpec):
-    """exp(-2.5·WER) between what was written and what is heard."""
+    """How few words were misheard: a falling function of the WER between what should be said and what is heard."""
 
     kind: Literal["asr"]
     ear: EarSpec = PocketSphinxSpec(kind="pocketsphinx")
+    form: Literal["exp", "linear", "tanh"] = "exp"
+    """`exp`: exp(-2.5·WER); `linear`: 1 - WER, a WER above 1 counts as 1; `tanh`: 1 - tanh(3·WER)."""
+    reference: Reference = "written"
+    """What should be said. `written`: the text that the model wrote; `prompt`: the last user turn, for models that
+    speak a given text."""
+    word_credit: Annotated[float, Field(ge=0)] = 0.0
+    """Of TTS models: weight of each word's own advantage on its speech tokens, see docs/losses.md; 0: off."""
 
 
 class _TextModelSpec(_RewardSpec):
@@ -197,6 +209,133 @@ class JudgeSpec(_RewardSpec):
     """A folder of replies, so that nothing is asked twice."""
 
 
+class _LabelSpec(_RewardSpec):
+    labels: str = "paper"
+    """The prosody schema that the rows' `labels` are of: `paper`, `rlaif_spa` or a YAML file, see docs/labels.md."""
+
+
+class ProsodySpec(_LabelSpec):
+    """Does the voice do what the row's labels ask for? Measured: speed, pitch, energy; see docs/prosody-rewards.md."""
+
+    kind: Literal["prosody"]
+    measures: dict[str, list[str]] = {}
+    """Dimension: what of the voice decides its label; default: the schema's `measure`."""
+    recordings: FilePath | None = None
+    """Rows with `labels` and `sft_target_audio` that show what each label sounds like; default: the schema's
+    `bounds`."""
+    credit: Literal["closeness", "match", "ordinal", "probability"] = "closeness"
+    """What a voice is worth that is not quite the label's, see docs/prosody-rewards.md."""
+    reference: Reference = "prompt"
+    """The text whose phones and syllables are counted, as for `asr`."""
+
+
+class EmotionSpec(_RewardSpec):
+    """Probability of the row's label by a local audio classifier."""
+
+    kind: Literal["emotion"]
+    path: DirectoryPath
+    """A local folder of a transformers audio classifier."""
+    dimension: str = "emotion"
+    """Of the row's `labels`."""
+    label_map: dict[str, list[str]] = {}
+    """A row's label: the model's labels that mean it; default: the model's label of the same name."""
+    device: str | None = None
+    """Default: the first GPU, else the CPU."""
+
+
+class LocalListenerSpec(_Spec):
+    """An audio LLM on disk, such as Qwen2-Audio; a label is as probable as the model finds it as a reply."""
+
+    kind: Literal["transformers"]
+    path: DirectoryPath
+    """A local folder of an audio LLM."""
+    batch_size: Count = 4
+    """Answers at a time."""
+    device: str | None = None
+    """Default: the first GPU, else the CPU."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Of the model's weights."""
+
+
+class EndpointSpec(_Spec):
+    """A chat model that hears; its key and address come from the environment (see rewards/chat.py)."""
+
+    kind: Literal["endpoint"]
+    model: str | None = None
+    """Default: WAVALIGN_REWARD_MODEL or OPENAI_MODEL."""
+    temperature: Annotated[float, Field(ge=0)] | None = 0.0
+    """None leaves it to the endpoint."""
+    concurrency: Count = 8
+    """Requests in flight."""
+    timeout: Seconds = 60.0
+    """Seconds for one try."""
+    attempts: Count = 4
+    """Tries a request."""
+    deadline: Seconds = 300.0
+    """Seconds for a whole batch, retries included."""
+    cache: Path | None = None
+    """A folder of replies, so that nothing is asked twice."""
+
+
+class AudioJudgeSpec(_LabelSpec):
+    """Which labels does a model hear that listens? See docs/prosody-rewards.md."""
+
+    kind: Literal["audio_judge"]
+    listener: Annotated[LocalListenerSpec | EndpointSpec, Field(discriminator="kind")]
+    dimensions: list[str] | None = None
+    """Those that are judged; default: all of the schema."""
+    credit: Literal["match", "ordinal", "probability"] = "probability"
+    """What a label is worth that is not the row's, see docs/prosody-rewards.md."""
+
+    @property
+    def concurrency(self) -> int:
+        """Requests in flight."""
+        return getattr(self.listener, "concurrency", 1)
+
+
+class GuardSpec(_RewardSpec):
+    """1 where what is measured of the voice keeps within limits, else 0; its means and alarms are in the metrics.
+
+    Its default weight is 0."""
+
+    kind: Literal["guard"]
+    weight: Annotated[float, Field(ge=0)] = 0.0
+    """0: alarms only; above 0: also a penalty."""
+    limits: dict[str, tuple[float | None, float | None]] = {
+        "phones_per_second": (4.0, 30.0),
+        "pitch_range": (1.0, None),
+        "silence_share": (None, 0.6),
+        "clipping_share": (None, 0.01),
+    }
+    """Measure: its least and its most, null for none; the measures are those of `elocute.prosody.measure.Prosody`."""
+    reference: Reference = "prompt"
+    """The text whose phones and syllables are counted, as for `asr`."""
+
+
+class SpeakerSpec(_RewardSpec):
+    """Cosine between the voice and that of a recording, by a local x-vector model: a guard, of default weight 0."""
+
+    kind: Literal["speaker"]
+    weight: Annotated[float, Field(ge=0)] = 0.0
+    """0: alarms only; as a goal it can destabilise."""
+    path: DirectoryPath
+    """A local folder such as wavlm-base-plus-sv."""
+    reference: FilePath | None = None
+    """A recording of the voice; default: each row's `sft_target_audio`."""
+    device: str | None = None
+    """Default: the first GPU, else the CPU."""
+
+
+class DnsmosSpec(_RewardSpec):
+    """How good the sound is, 1 to 5, by DNSMOS P.835: a guard, of default weight 0. Needs the extra `dnsmos`."""
+
+    kind: Literal["dnsmos"]
+    weight: Annotated[float, Field(ge=0)] = 0.0
+    """0: alarms only."""
+    path: FilePath
+    """Your copy of `sig_bak_ovr.onnx`."""
+
+
 RewardSpec = Annotated[
     RuleSpec
     | AsrSpec
@@ -206,6 +345,44 @@ RewardSpec = Annotated[
     | CoherenceSpec
     | RelatednessSpec
     | FunctionSpec
-    | JudgeSpec,
+    | JudgeSpec
+    | ProsodySpec
+    | EmotionSpec
+    | AudioJudgeSpec
+    | GuardSpec
+    | SpeakerSpec
+    | DnsmosSpec,
     Field(discriminator="kind"),
 ]
+
+
+def without_means(entry: Any) -> Any:
+    """A reward's or an ear's entry in the recipe without `MEANS`, those of its sections neither."""
+    if not isinstance(entry, dict):
+        return entry
+    return {key: without_means(value) for key, value in entry.items() if key not in MEANS}
+
+
+def deciding(rewards: Sequence[Mapping[str, Any]], listen: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:
+    """What decides a run, by name: of its recipe's entries the rewards that count or gate, and the ear `listen`."""
+    gating = {reward["gate"]["reward"] for reward in rewards if reward.get("gate")}
+    named = {reward.get("name") or reward["kind"]: reward for reward in rewards}
+    found = {name: entry for name, entry in named.items() if entry.get("weight", 1) > 0 or name in gating}
+    return found | ({"listen": listen} if listen else {})
+
+
+def same_judge(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two entries are one judge: of one kind, path, model, rubric, function, column and label.
+
+    How it samples, which words its ear may hear and what it counts do not make it another. A reward that listens is
+    its ear.
+    """
+    return _who(one) == _who(other)
+
+
+def _who(entry: Mapping[str, Any]) -> tuple:
+    entry = entry.get("ear") or entry.get("listener") or entry
+    path = entry.get("path") and os.path.realpath(entry["path"])
+    file, colon, name = (entry.get("function") or "").rpartition(":")
+    function = f"{os.path.realpath(file)}:{name}" if file.endswith(".py") else f"{file}{colon}{name}"
+    return (path, function, *(entry.get(key) for key in ("kind", "model", "rubric", "column", "label")))

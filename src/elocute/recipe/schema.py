@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from elocute.recipe.rewards import EarSpec, PocketSphinxSpec, RewardSpec
+from elocute.recipe.rewards import EarSpec, PocketSphinxSpec, RewardSpec, deciding, same_judge
 
 Positive = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0)]
@@ -363,16 +363,27 @@ class Recipe(Section):
             raise ValueError("rewards: expected at least one, the objective samples answers and must score them")
         if isinstance(self.objective, Hybrid):
             self._consistent_hybrid(self.objective)
-        gating = {reward.gate.reward for reward in self.rewards if reward.gate}
-        if self.data.eval and self.listen and _same_ear(self.listen, self.evaluation.ear):
-            raise ValueError("evaluation.ear: listen is this recogniser, through which the rewards read")
-        for reward in self.rewards if self.data.eval else []:
-            decides = reward.weight > 0 or reward.name in gating  # what is only measured may be measured again
-            if reward.kind == "asr" and decides and _same_ear(reward.ear, self.evaluation.ear):
-                raise ValueError(f"evaluation.ear: reward {reward.name!r} is this recogniser, which then judges itself")
+        if self.data.eval:
+            self._evaluated_by_another()
+        for reward in self.rewards:
+            if getattr(reward, "word_credit", 0) and not self._trains_speech:
+                raise ValueError(
+                    f"rewards: {reward.name}: word_credit: expected a policy gradient whose scope is speech or all"
+                )
         if self.lora and self.freeze:
             raise ValueError("freeze: lora trains its adapters only; choose lora.targets instead")
         return self
+
+    @property
+    def _trains_speech(self) -> bool:
+        objective = self.objective
+        return isinstance(objective, Hybrid) and objective.samples and objective.policy_gradient.scope != "text"
+
+    def _evaluated_by_another(self) -> None:
+        said, ear = self.model_dump(mode="json", include={"rewards", "listen"}), self.evaluation.ear.model_dump()
+        for name, entry in deciding(said["rewards"], said["listen"]).items():
+            if same_judge(entry, ear):
+                raise ValueError(f"evaluation.ear: {name!r} is the same and decides the run; choose another")
 
     def _consistent_hybrid(self, objective: Hybrid) -> None:
         if isinstance(objective.mixing, Adaptive) and self.reward_mix.scale == "group":
@@ -381,8 +392,3 @@ class Recipe(Section):
             raise ValueError("objective.policy_gradient.clip: expected with optim.updates_per_rollout above 1")
         if self.data.dev:
             raise ValueError("data.dev: preferences are measured with objective.kind: dpo only")
-
-
-def _same_ear(one: EarSpec, other: EarSpec) -> bool:
-    """Whether both are one recogniser; its vocabulary and where it runs do not make it another."""
-    return one.kind == other.kind and getattr(one, "path", None) == getattr(other, "path", None)

@@ -85,7 +85,7 @@ def curves(metrics: Metrics) -> list[str]:
     """All charts that `metrics` has something for, as HTML figures."""
     metrics, each = thin(metrics, POINTS)
     metrics, seconds = _with_rest(metrics)
-    used = {"reward/std", "seconds/total"}
+    used = {"reward/std", "seconds/total", *(name for name in metrics.columns if name.startswith("alarm/"))}
 
     def draw(chart: Chart, make=line_chart) -> list[str]:
         title, note, names = chart
@@ -98,6 +98,13 @@ def curves(metrics: Metrics) -> list[str]:
     parts = [name for name in sorted(metrics.columns) if name.startswith("reward/") and name not in used]
     for page in _pages(parts):
         shown += draw(("Rewards by name", "Mean of each reward, on its own scale.", page))
+    spreads = [name for name in sorted(metrics.columns) if name.startswith("spread/")]
+    for page in _pages(spreads):
+        shown += draw(("Spread of rewards", "Standard deviation within a prompt's group; 0 teaches nothing.", page))
+    for name in sorted(metrics.columns):  # each on its own: seconds, semitones and shares have no common axis
+        if name.startswith("measured/"):
+            reward, _, measure = name.removeprefix("measured/").partition("/")
+            shown += draw((f"{reward}: {measure.replace('_', ' ')}", "Mean over the step's scored answers.", [name]))
     for chart in PREFERENCE:
         shown += draw(chart)
     shown += draw(PAIRS, stacked_chart) + draw(BEST)

@@ -14,6 +14,7 @@ from elocute.report.curves import curves
 from elocute.report.read import Run, read_run
 from elocute.report.results import Change, compare, results_table, show_interval, show_points, show_share
 from elocute.report.style import CSS
+from elocute.training.watch import in_words
 
 __all__ = ["results_table", "write_report"]
 
@@ -102,7 +103,19 @@ def _notices(run: Run) -> str:
             f"{counts['unavailable']:.0f} of {sum(counts.values()):.0f} rollouts could not be judged "
             "(the judge's fault); they took no part in the training."
         )
+    notices += _alarms(run)
     return "".join(f'<p class="notice">{escape(text)}</p>' for text in notices)
+
+
+def _alarms(run: Run) -> list[str]:
+    """What rang in this run, and whether it still does at its end."""
+    found = []
+    for name, values in run.metrics.columns.items():
+        if name.startswith("alarm/") and any(values):
+            rang = [step for step, value in zip(run.metrics.steps, values, strict=True) if value]
+            until = "still" if rang[-1] == run.metrics.steps[-1] else f"until step {rang[-1]}"
+            found.append(f"Alarm from step {rang[0]}, {until}: {in_words(name.removeprefix('alarm/'))}.")
+    return found
 
 
 def _results(run: Run) -> str:

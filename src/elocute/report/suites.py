@@ -36,6 +36,8 @@ def suite_table(values: Mapping[str, Any]) -> Table:
         percent = not generative or (name in CONTINUATION and name not in _NUMBERS) or name.endswith("_unscored")
         table.add_row(CONTINUATION.get(name, name) if generative else name, *_cells(entry, percent))
     for title, entries in values.get("tables", {}).items():
+        if not entries:
+            continue
         table.add_section()
         table.add_row(f"[dim]{title}[/dim]")
         for name, entry in entries.items():

@@ -1,18 +1,37 @@
 """From a recipe's entry to the reward it describes."""
 
 from elocute.errors import InputError
-from elocute.recipe.rewards import AsrSpec, JudgeSpec, PocketSphinxSpec, RewardSpec, TransformersEarSpec
+from elocute.prosody.schema import load_schema
+from elocute.recipe.rewards import (
+    AsrSpec,
+    AudioJudgeSpec,
+    EndpointSpec,
+    JudgeSpec,
+    LocalListenerSpec,
+    PocketSphinxSpec,
+    ProsodySpec,
+    RewardSpec,
+    TransformersEarSpec,
+)
 from elocute.rewards.asr import AsrReward, Ear, PocketSphinxEar, TransformersEar
+from elocute.rewards.audio_judge import AudioJudgeReward, EndpointListener, LocalListener
+from elocute.rewards.audio_llm import AudioLLM
 from elocute.rewards.chat import ChatEndpoint, credentials
 from elocute.rewards.classifier import ClassifierReward
 from elocute.rewards.coherence import CoherenceReward
+from elocute.rewards.dnsmos import DnsmosReward
 from elocute.rewards.embedding import EmbeddingReward
+from elocute.rewards.emotion import EmotionReward
 from elocute.rewards.function import FunctionReward
+from elocute.rewards.guard import GuardReward
 from elocute.rewards.judge import JudgeReward
+from elocute.rewards.judge_cache import JudgeCache
 from elocute.rewards.outcome import Reward
 from elocute.rewards.perplexity import PerplexityReward
+from elocute.rewards.prosody import ProsodyReward, find_targets
 from elocute.rewards.relatedness import RelatednessReward
 from elocute.rewards.rule import RuleReward
+from elocute.rewards.speaker import SpeakerReward
 
 
 def build_reward(spec: RewardSpec) -> Reward:
@@ -37,26 +56,50 @@ def build_ear(spec: PocketSphinxSpec | TransformersEarSpec) -> Ear:
 
 
 def _asr(spec: AsrSpec) -> Reward:
-    return AsrReward(spec.name, build_ear(spec.ear))
+    ear, timed = build_ear(spec.ear), spec.word_credit > 0
+    if timed and isinstance(ear, TransformersEar):
+        ear.check_words()
+    return AsrReward(spec.name, ear, spec.form, spec.reference, timed=timed)
 
 
-def _judge(spec: JudgeSpec) -> Reward:
-    endpoint = ChatEndpoint(
+def _endpoint(spec: JudgeSpec | EndpointSpec) -> ChatEndpoint:
+    return ChatEndpoint(
         credentials(spec.model),
         concurrency=spec.concurrency,
         timeout=spec.timeout,
         attempts=spec.attempts,
         deadline=spec.deadline,
     )
+
+
+def _judge(spec: JudgeSpec) -> Reward:
     return JudgeReward(
         spec.name,
-        endpoint,
+        _endpoint(spec),
         spec.rubric,
         send_audio=spec.send_audio,
         temperature=spec.temperature,
         max_tokens=spec.max_tokens,
         cache=spec.cache,
     )
+
+
+def _prosody(spec: ProsodySpec) -> Reward:
+    schema = load_schema(spec.labels)
+    targets = find_targets(schema, spec.measures, spec.recordings)
+    return ProsodyReward(spec.name, schema, targets, spec.credit, spec.reference)
+
+
+def _audio_judge(spec: AudioJudgeSpec) -> Reward:
+    schema, own = load_schema(spec.labels), spec.listener
+    if unknown := [name for name in spec.dimensions or () if name not in schema.dimensions]:
+        raise InputError(f"dimensions: {unknown[0]!r} is not one of the schema's: {', '.join(schema.dimensions)}")
+    if isinstance(own, LocalListenerSpec):
+        listener = LocalListener(AudioLLM(own.path, own.batch_size, own.device, own.dtype))
+    else:
+        cache = None if own.cache is None else JudgeCache(own.cache)
+        listener = EndpointListener(_endpoint(own), temperature=own.temperature, cache=cache)
+    return AudioJudgeReward(spec.name, listener, schema, spec.credit, spec.dimensions)
 
 
 BUILDERS = {
@@ -69,4 +112,10 @@ BUILDERS = {
     "relatedness": lambda s: RelatednessReward(s.name, s.path, s.batch_size, s.device),
     "function": lambda s: FunctionReward(s.name, s.function, s.low, s.high, s.conversational),
     "judge": _judge,
+    "prosody": _prosody,
+    "emotion": lambda s: EmotionReward(s.name, s.path, s.dimension, s.label_map, s.device),
+    "audio_judge": _audio_judge,
+    "guard": lambda s: GuardReward(s.name, s.limits, s.reference),
+    "speaker": lambda s: SpeakerReward(s.name, s.path, s.reference, s.device),
+    "dnsmos": lambda s: DnsmosReward(s.name, s.path),
 }

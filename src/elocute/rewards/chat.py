@@ -31,24 +31,26 @@ class Credentials:
     key: str = field(repr=False)
 
 
-def credentials(model: str | None = None, environment: Mapping[str, str] = os.environ) -> Credentials:
+def credentials(
+    model: str | None = None, environment: Mapping[str, str] = os.environ, who: str = "the judge"
+) -> Credentials:
     """From WAVALIGN_REWARD_API_KEY, _API_BASE, _MODEL if its key or base is set, else OPENAI_API_KEY, OPENAI_BASE_URL
     and OPENAI_MODEL.
 
     The two families are never mixed, so that a key is not sent to the other's host; `model` given here wins.
-    Raises InputError naming the variable that is missing.
+    Raises InputError naming the variable that is missing, and `who` needs it.
     """
     key_name, url_name, model_name = "OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL"
     if environment.get("WAVALIGN_REWARD_API_KEY") or environment.get("WAVALIGN_REWARD_API_BASE"):
         key_name, url_name, model_name = (f"WAVALIGN_REWARD_{n}" for n in ("API_KEY", "API_BASE", "MODEL"))
     key = environment.get(key_name, "").strip()
     if not key:
-        raise InputError(f"the judge needs a key: set {key_name} (any text for a server that asks for none)")
+        raise InputError(f"{who} needs a key: set {key_name} (any text for a server that asks for none)")
     if not (key.isascii() and key.isprintable()):
         raise InputError(f"{key_name}: a key is printable ASCII text")
     model = model or environment.get(model_name) or environment.get("WAVALIGN_REWARD_MODEL")
     if not model:
-        raise InputError(f"the judge needs a model: set {model_name}, or `model` in the recipe")
+        raise InputError(f"{who} needs a model: set {model_name}, or give `model`")
     url = environment.get(url_name, "").strip() or _PUBLIC_URL
     if not url.startswith(("http://", "https://")) or "@" in url:
         raise InputError(f"{url_name}: expected an http(s) address without a password in it")

@@ -49,7 +49,10 @@ class Judged:
 
     values: [N], the combined reward; the penalty for an invalid answer, None for an unavailable one.
     combined: [N], the same as outcomes. outcomes: each reward's own [N]. counts: of `combined`, by kind.
-    sums: each reward's (sum, number) of scored values. silent: each deciding reward's (unavailable, asked) answers.
+    sums: each reward's (sum, number) of scored values. measures: the same of what a reward measured beside its value,
+    by "reward/measure". spread: each deciding reward's (sum of the standard deviations within groups, number of groups
+    with two scored answers or more), guards aside: 0 everywhere is a judge that cannot tell answers apart.
+    silent: each deciding reward's (unavailable, asked) answers.
     """
 
     values: list[float | None]
@@ -57,6 +60,8 @@ class Judged:
     outcomes: dict[str, list[Outcome]]
     counts: dict[str, int]
     sums: dict[str, tuple[float, int]]
+    measures: dict[str, tuple[float, int]]
+    spread: dict[str, tuple[float, int]]
     silent: dict[str, tuple[int, int]]
 
 
@@ -136,7 +141,7 @@ class RewardMixer:
             if self.scale == "group":
                 values = _standardised(values, [groups[i] for i in proper])
             totals[proper] += self.parts[name].weight * values
-        return self._judged(totals, faults, outcomes)
+        return self._judged(totals, faults, outcomes, groups)
 
     def check(self, examples: Sequence[Example]) -> None:
         """InputError for rows that a reward could not judge, before anything is sampled."""
@@ -154,7 +159,13 @@ class RewardMixer:
             if hasattr(part.reward, "close"):
                 part.reward.close()
 
-    def _judged(self, totals: np.ndarray, faults: list[Outcome | None], outcomes: dict[str, list[Outcome]]) -> Judged:
+    def _judged(
+        self,
+        totals: np.ndarray,
+        faults: list[Outcome | None],
+        outcomes: dict[str, list[Outcome]],
+        groups: Sequence[Hashable],
+    ) -> Judged:
         combined = [Scored(float(t)) if f is None else f for t, f in zip(totals, faults, strict=True)]
         kinds = Counter(type(outcome) for outcome in combined)
         return Judged(
@@ -163,8 +174,18 @@ class RewardMixer:
             outcomes=outcomes,
             counts={"scored": kinds[Scored], "invalid": kinds[Invalid], "unavailable": kinds[Unavailable]},
             sums={name: _sum(own) for name, own in outcomes.items()},
+            measures={
+                f"{name}/{measure}": _sum_of(measure, own)
+                for name, own in outcomes.items()
+                for measure in getattr(self.parts[name].reward, "measures", ())
+            },
+            spread={name: _spread(outcomes[name], groups) for name in self._deciding if self._is_graded(name)},
             silent={name: _silence(outcomes[name]) for name in self._deciding},
         )
+
+    def _is_graded(self, name: str) -> bool:
+        """Whether its answers should differ: a guard is content with all of them, as long as nothing is wrong."""
+        return not getattr(self.parts[name].reward, "guards", False)
 
     def _value(self, outcome: Outcome) -> float | None:
         if isinstance(outcome, Scored):
@@ -237,14 +258,19 @@ def _worst(outcomes: list[Outcome]) -> Outcome | None:
 
 def _standardised(values: np.ndarray, groups: list[Hashable]) -> np.ndarray:
     """z-scores within each group: population std + eps, so that a group of equal values gives zeros."""
-    members = defaultdict(list)
-    for i, group in enumerate(groups):
-        members[group].append(i)
     result = np.empty_like(values)
-    for where in members.values():
+    for where in _members(groups):
         own = values[where]
         result[where] = (own - own.mean()) / (own.std() + _EPS)
     return result
+
+
+def _members(groups: Sequence[Hashable]) -> list[list[int]]:
+    """The places of each group's answers."""
+    members = defaultdict(list)
+    for i, group in enumerate(groups):
+        members[group].append(i)
+    return list(members.values())
 
 
 def _total(terms: Iterable[float]) -> float:
@@ -262,3 +288,14 @@ def _silence(outcomes: list[Outcome]) -> tuple[int, int]:
 def _sum(outcomes: list[Outcome]) -> tuple[float, int]:
     values = [o.value for o in outcomes if isinstance(o, Scored)]
     return math.fsum(values), len(values)
+
+
+def _sum_of(measure: str, outcomes: list[Outcome]) -> tuple[float, int]:
+    values = [o.detail[measure] for o in outcomes if isinstance(o, Scored) and o.detail.get(measure) is not None]
+    return math.fsum(values), len(values)
+
+
+def _spread(outcomes: list[Outcome], groups: Sequence[Hashable]) -> tuple[float, int]:
+    rows = [[outcomes[i].value for i in own if isinstance(outcomes[i], Scored)] for own in _members(groups)]
+    spreads = [float(np.ptp(row) and np.std(row)) for row in rows if len(row) > 1]  # equal values: no rounding noise
+    return math.fsum(spreads), len(spreads)

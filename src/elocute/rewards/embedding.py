@@ -19,7 +19,7 @@ class SentenceEncoder:
     def __init__(self, path: str | Path, batch_size: int = 32, device: str | None = None):
         from transformers import AutoModel, AutoTokenizer
 
-        self.batch_size = batch_size
+        self.path, self.batch_size = Path(path), batch_size
         self.tokenizer = open_folder(path, AutoTokenizer)
         self.model = open_model(path, AutoModel, device)
 

@@ -12,8 +12,9 @@ from elocute.data.audio import load_audio, wav_bytes
 from elocute.data.rows import AUDIO_MARK
 from elocute.data.types import Answer, AudioRef, Example
 from elocute.errors import InputError
+from elocute.rewards.ask import ask_once
 from elocute.rewards.chat import ChatEndpoint
-from elocute.rewards.judge_cache import JudgeCache, address
+from elocute.rewards.judge_cache import JudgeCache
 from elocute.rewards.outcome import Outcome, Scored, Unavailable
 from elocute.rewards.proper import score_proper
 from elocute.rewards.rubrics import HIGH, LOW, NAMES, RUBRICS
@@ -57,19 +58,7 @@ class JudgeReward:
         return score_proper(answers, self._score, needs_audio=self.send_audio, needs_text=not self.send_audio)
 
     def _score(self, answers: list[Answer]) -> list[Outcome]:
-        requests = [self.request(a) for a in answers]
-        keys = [address(r) for r in requests]
-        outcomes = {key: parse_verdict(reply) for key in set(keys) if (reply := self._cached(key)) is not None}
-        to_ask = {k: r for k, r in zip(keys, requests, strict=True) if not isinstance(outcomes.get(k), Scored)}
-        replies = self.endpoint.ask(list(to_ask.values())) if to_ask else []
-        for key, reply in zip(to_ask, replies, strict=True):
-            outcomes[key] = reply if isinstance(reply, Unavailable) else parse_verdict(reply)
-            if self.cache and isinstance(outcomes[key], Scored):
-                self.cache.put(key, reply, self.endpoint.entry.model)
-        return [outcomes[key] for key in keys]
-
-    def _cached(self, key: str) -> str | None:
-        return self.cache.get(key) if self.cache else None
+        return ask_once(self.endpoint, self.cache, [self.request(a) for a in answers], parse_verdict)
 
     def request(self, answer: Answer) -> dict[str, Any]:
         """The chat-completions body for one answer. Raises InputError, naming the row, when the question cannot be
@@ -88,7 +77,7 @@ class JudgeReward:
             raise InputError(f"{example.where}: question_text: the judge needs the {asked} in words or as a file")
         parts.append(_text(f"The {given}'s transcript:\n{utterance.text}"))
         if self.send_audio:
-            parts += [_text(f"The {given}'s audio:"), _sound(utterance.waveform, utterance.sample_rate)]
+            parts += [_text(f"The {given}'s audio:"), sound_part(utterance.waveform, utterance.sample_rate)]
         messages = [{"role": "system", "content": RUBRICS[self.rubric]}, {"role": "user", "content": parts}]
         return {"model": self.endpoint.entry.model, "messages": messages, **self.sampling}
 
@@ -122,12 +111,13 @@ def question_of(example: Example) -> tuple[str, list[AudioRef]]:
 
 def _recording(example: Example, ref: AudioRef) -> Mapping[str, Any]:
     try:
-        return _sound(*load_audio(ref.path, seconds=ref.seconds))
+        return sound_part(*load_audio(ref.path, seconds=ref.seconds))
     except InputError as error:
         raise InputError(f"{example.where}: audios: {error}") from None
 
 
-def _sound(waveform: np.ndarray, sample_rate: int) -> Mapping[str, Any]:
+def sound_part(waveform: np.ndarray, sample_rate: int) -> Mapping[str, Any]:
+    """A waveform, float [samples], as a part of a chat message."""
     data = base64.b64encode(wav_bytes(waveform, sample_rate)).decode("ascii")
     return {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
 

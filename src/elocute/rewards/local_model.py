@@ -21,10 +21,10 @@ def open_folder(path: str | Path, auto_class: Any, **options: Any) -> Any:
         raise InputError(f"{path}: cannot be opened by {auto_class.__name__}: {first_line}") from error
 
 
-def open_model(path: str | Path, auto_class: Any, device: str | None) -> Any:
-    """The model in fp32 and eval mode, on `device` (None: the first GPU if there is one)."""
+def open_model(path: str | Path, auto_class: Any, device: str | None, dtype: str = "float32") -> Any:
+    """The model in `dtype` and eval mode, on `device` (None: the first GPU if there is one)."""
     import torch
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = open_folder(path, auto_class, use_safetensors=True, dtype=torch.float32)
+    model = open_folder(path, auto_class, use_safetensors=True, dtype=getattr(torch, dtype))
     return model.eval().requires_grad_(False).to(device)

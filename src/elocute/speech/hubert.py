@@ -27,6 +27,8 @@ from elocute.speech.repeats import merge_repeats
 SAMPLE_RATE = 16000
 _ALGORITHM = "elocute-hubert-units-1"
 """Part of the digest: a change below that changes units must change it."""
+_SPARE = {"masked_spec_embed", "lm_head.weight", "lm_head.bias"}
+"""Weights that no hidden state depends on: what masks in training, the head of a recogniser."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,10 @@ class HubertUnits:
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"{folder}: not a HuBERT that transformers can load: {reason}") from error
-        if lacking := sorted(found["missing_keys"] - {"masked_spec_embed"}):  # that one is for training
+        if lacking := sorted(found["missing_keys"] - _SPARE):
             raise InputError(f"{folder}: the weights lack {lacking[0]}")
+        if strange := sorted(found["unexpected_keys"] - _SPARE):
+            raise InputError(f"{folder}: the weights hold {strange[0]}, for which config.json has no place")
         if not 0 <= reading.layer <= model.config.num_hidden_layers:
             raise InputError(f"{folder}: layer: expected 0 … {model.config.num_hidden_layers}, got {reading.layer}")
         table = _read_centres(centres, model.config.hidden_size)

@@ -85,7 +85,7 @@ def sample(
     rollouts = [rollout for row in groups for rollout in row]
     clock.lap("rollout")
     owners = [examples[place] for place in places for _ in range(group_size)]
-    answers = [Answer(o, lm.decode(r.tokens.ids)) for o, r in zip(owners, rollouts, strict=True)]
+    answers = [lm.answer(o, r.tokens.ids) for o, r in zip(owners, rollouts, strict=True)]
     clock.lap("decode")
     nothing = torch.zeros(0, group_size, dtype=torch.float64)
     return Experience(rollouts, answers, None, nothing, nothing.bool(), mine, clock.seconds)

@@ -17,6 +17,8 @@ def loss_metrics(totals: dict[str, float]) -> dict:
     if "pg/tokens" in totals:
         values["pg/tokens"] = totals["pg/tokens"]
         values["pg/clip_fraction"] = _ratio(totals["pg/clipped"], totals["pg/tokens"])
+        if "pg/credited" in totals:
+            values["pg/credited"] = _ratio(totals["pg/credited"], totals["pg/tokens"])
         values["sampler/mismatch"] = _ratio(totals["sampler/mismatch"], totals["pg/tokens"])
     return values
 
@@ -49,7 +51,7 @@ def preference_metrics(totals: dict[str, float]) -> dict:
 
 
 def experience_metrics(experience: Experience, accelerator: Accelerator) -> dict:
-    """Rewards, outcomes, entropy by modality and truncation, over all ranks."""
+    """Rewards, their spread within groups and what they measured, outcomes, entropy and truncation, over all ranks."""
     sums: dict[str, float] = {"rollout/tokens": 0, "rollout/truncated": 0, "rollout/no_text": 0}
     for modality in ("text", "speech"):
         sums[f"entropy/{modality}"] = sums[f"entropy/{modality}_tokens"] = 0.0
@@ -63,18 +65,20 @@ def experience_metrics(experience: Experience, accelerator: Accelerator) -> dict
             sums[f"entropy/{modality}"] += float(rollout.entropy[mask].sum())
             sums[f"entropy/{modality}_tokens"] += int(mask.sum())
     judged = experience.judged
-    counts, rewards = (judged.counts, judged.sums) if judged else ({}, {})
-    for name, count in counts.items():
-        sums[f"outcomes/{name}"] = count
-    for name, (total, count) in rewards.items():
-        sums[f"reward/{name}"], sums[f"reward/{name}_count"] = total, count
+    means: dict[str, tuple[float, int]] = {}
+    if judged:
+        sums |= {f"outcomes/{name}": count for name, count in judged.counts.items()}
+        for kind, found in (("reward", judged.sums), ("measured", judged.measures), ("spread", judged.spread)):
+            means |= {f"{kind}/{name}": value for name, value in found.items()}
+    for name, (total, count) in means.items():
+        sums[name], sums[f"{name}_count"] = total, count
     names = sorted(sums)
     local = torch.tensor([float(sums[name]) for name in names], dtype=torch.float64, device=accelerator.device)
     sums = dict(zip(names, accelerator.reduce(local, "sum").tolist(), strict=True))
     for name in ("entropy/text", "entropy/speech"):
         sums[name] = _ratio(sums[name], sums.pop(f"{name}_tokens"))
-    for name in rewards:
-        sums[f"reward/{name}"] = _ratio(sums[f"reward/{name}"], sums.pop(f"reward/{name}_count"))
+    for name in means:
+        sums[name] = _ratio(sums[name], sums.pop(f"{name}_count"))
     scored = experience.rewards[experience.available]
     if len(scored):
         sums |= {

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from elocute.data.types import Example
 from elocute.evaluation.evaluate import evaluate, read_eval, read_eval_rows, write_eval
+from elocute.models import check_answers_questions
 from elocute.recipe import Recipe
 from elocute.rollout import Sampling
 from elocute.training.trainer import Trainer
@@ -16,6 +17,7 @@ def run(recipe: Recipe, *, resume: bool = False, progress: Progress = lambda *_:
     """Do the whole run in `recipe.run_dir`. Returns False when Ctrl-C stopped it early (its state is saved)."""
     held_out = []
     if recipe.data.eval:
+        check_answers_questions(recipe.model)
         limit, ear = recipe.evaluation.rows, recipe.evaluation.ear
         held_out = read_eval_rows(recipe.data.eval, limit, ear, recipe.data.prompt_seconds)
     trainer = Trainer(recipe, resume=resume, progress=progress)

@@ -13,7 +13,7 @@ import torch
 import yaml
 from pydantic import ValidationError
 
-from elocute.data.digest import digest_file, digest_folder
+from elocute.data.digest import digest_path
 from elocute.data.files import write_atomically
 from elocute.errors import InputError
 from elocute.recipe import Recipe, dump_recipe
@@ -69,8 +69,8 @@ class RunFolder:
                     f"{self.recipe}: {name}: the run was started with {was!r}, the recipe now says {now!r}"
                 )
         if self.environment.exists():
-            for path, digest in json.loads(self.environment.read_text()).get("digests", {}).items():
-                if _digest(Path(path)) != digest:
+            for path, known in json.loads(self.environment.read_text()).get("digests", {}).items():
+                if digest_path(path) != known:
                     raise InputError(f"{path}: not what it was when the run was started; start another run")
 
     def write_environment(self, recipe: Recipe) -> None:
@@ -86,7 +86,7 @@ class RunFolder:
             "processes": int(os.environ.get("WORLD_SIZE", "1")),
             "threads": torch.get_num_threads(),
             "versions": {name: version(name) for name in names},
-            "digests": {str(path): _digest(path) for path in (recipe.model, *data)},
+            "digests": {str(path): digest_path(path) for path in (recipe.model, *data)},
         }
         write_atomically(self.environment, (json.dumps(values, indent=2) + "\n").encode())
 
@@ -126,10 +126,6 @@ def _without_means(recipe: dict) -> dict:
         means = ("workers", "batch_size", "device")
         evaluation["ear"] = {key: value for key, value in evaluation["ear"].items() if key not in means}
     return recipe | {"evaluation": evaluation}
-
-
-def _digest(path: Path) -> str:
-    return digest_folder(path) if path.is_dir() else digest_file(path)
 
 
 def _first_difference(name: str, old, new) -> tuple[str, object, object]:

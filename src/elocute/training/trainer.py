@@ -29,6 +29,7 @@ from elocute.training.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
+from elocute.training.credit import check_word_credit, credit_weights, word_credit
 from elocute.training.experience import Experience, collect, my_prompts, step_examples
 from elocute.training.metrics import experience_metrics, flat, lambda_metrics, loss_metrics
 from elocute.training.policy import Reference, load_policy
@@ -38,6 +39,7 @@ from elocute.training.run_folder import RunFolder
 from elocute.training.samples import write_step_samples
 from elocute.training.schedule import learning_rate
 from elocute.training.update import Rows, Update
+from elocute.training.watch import Watch
 
 Progress = Callable[[int, dict], None]
 
@@ -67,6 +69,7 @@ class Trainer:
         # 2. the model, its reference, the optimiser
         policy = load_policy(recipe)
         self.lm = policy.lm
+        check_word_credit(recipe, self.lm)
         self.audio = EncodedAudio(self.lm.codec, recipe.data.cache)
         self.targets: dict[str, Tokens] = {}
         self.lengths: dict[str, int] = {}  # of prompts that are sampled from, by the row's place
@@ -89,6 +92,7 @@ class Trainer:
             self.mixing = _make_mixing(recipe, self.mixer)
         # 3. where we are
         self.step, self.interrupted, self.stopping, self.saving_seconds = 0, False, False, 0.0
+        self.watch = Watch()
         self.accelerator.wait_for_everyone()  # all have checked the folder before one writes into it
         if self.accelerator.is_main_process:
             self.folder.create(recipe)
@@ -230,6 +234,8 @@ class Trainer:
         rows = Rows.of([r.prompt for r in experience.rollouts], [r.tokens for r in experience.rollouts])
         rows.leave_out(experience.available[experience.mine].reshape(-1))
         rows.advantage = advantages[experience.mine].reshape(-1).float()
+        if weights := credit_weights(self.recipe):
+            rows.credit = word_credit(experience, weights, self.lm, spec)
         rows.sampler_logp = torch.nn.utils.rnn.pad_sequence([r.logprob for r in experience.rollouts], batch_first=True)
         return rows
 
@@ -264,6 +270,7 @@ class Trainer:
                 self.mixing.load_state_dict(state["mixing"])
         if self.accelerator.is_main_process:
             self.folder.cut_metrics(self.step)
+            self.watch.replay(self.folder.metrics)
 
     def _on_interrupt(self, signum, frame) -> None:
         if self.interrupted:
@@ -287,6 +294,7 @@ class Trainer:
             values["rollout/tokens_per_s"] = values.pop("rollout/tokens") / seconds["rollout"]
         values |= {f"seconds/{name}": value for name, value in seconds.items()}
         if self.accelerator.is_main_process:
+            values |= self.watch(values)
             self.folder.append_metrics(values)
         if self.recipe.trackers:
             self.accelerator.log({k: v for k, v in values.items() if v is not None}, step=self.step)

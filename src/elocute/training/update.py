@@ -21,13 +21,18 @@ from elocute.training.policy import Reference, kl_per_token
 
 @dataclass
 class Rows:
-    """Answers [B] and what a component needs of them; `counted` of them stand in a mean over rows."""
+    """Answers [B] and what a component needs of them; `counted` of them stand in a mean over rows.
+
+    advantage [B]: the answers'; credit [B, T]: what is added to it token by token (credit.py), None: nothing.
+    sampler_logp, old_logp: [B, T].
+    """
 
     prompts: list[torch.Tensor]
     answers: list[Tokens]
     padded: Tokens
     counted: int
     advantage: torch.Tensor | None = None
+    credit: torch.Tensor | None = None
     sampler_logp: torch.Tensor | None = None
     old_logp: torch.Tensor | None = None
 
@@ -132,9 +137,12 @@ class Update:
         sampler = pick(rows.sampler_logp[piece])
         importance = truncated_importance(old, sampler, self.recipe.rollout.importance_cap)
         clip = self.recipe.objective.policy_gradient.clip
-        advantage = pick(rows.advantage[piece][:, None].expand(selected.shape))
+        advantage = rows.advantage[piece][:, None].expand(selected.shape)
+        if rows.credit is not None:
+            advantage = advantage + rows.credit[piece]
+            totals.add("pg/credited", ((rows.credit[piece] != 0) & (parts["pg"] != 0)).sum())
         per_token, clipped = policy_gradient(
-            logp, old, advantage, clip=None if clip is None else (clip, clip), importance=importance
+            logp, old, pick(advantage), clip=None if clip is None else (clip, clip), importance=importance
         )
         weight = pick(parts["pg"])
         loss = (weight * per_token).sum()

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from elocute.speech.pitch import f0_track
+from elocute.prosody.pitch import f0_track
 
 RATE, HOP = 16000, 160
 

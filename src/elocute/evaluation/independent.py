@@ -1,0 +1,57 @@
+"""Who evaluates a run has not decided it: a policy learns what its own judge and its own ear let pass."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from elocute.errors import InputError
+from elocute.recipe.load import read_yaml
+from elocute.recipe.rewards import deciding, same_judge
+from elocute.rewards.chat import credentials
+
+Evaluators = Mapping[str, Mapping[str, Any]]
+"""Option → who it names, as a recipe's entry."""
+
+
+def check_independent(model: Path, evaluators: Evaluators, *, allowed: bool) -> None:
+    """InputError for an evaluator that decided the run which made `model`, unless that is allowed."""
+    for option, name in ({} if allowed else trained_against(model, evaluators) or {}).items():
+        raise InputError(
+            f"{_recipe_of(model)}: {name!r} decided the run and {option} is the same; choose another, or say "
+            "--allow-trained"
+        )
+
+
+def trained_against(model: Path, evaluators: Evaluators) -> dict[str, str] | None:
+    """Evaluators that decided the run, and what they are called there; None when `model` is no run's, RUN/model.
+
+    The run's recipe.yaml says nothing of a judge's model that came from the environment: it is taken for today's.
+    """
+    recipe = _recipe_of(model)
+    if recipe is None:
+        return None
+    said = read_yaml(recipe)
+    decided = deciding(said.get("rewards") or [], said.get("listen"))
+    return {
+        option: name
+        for option, evaluator in evaluators.items()
+        for name, entry in decided.items()
+        if same_judge(_asked(evaluator), _asked(entry))
+    }
+
+
+def _recipe_of(model: Path) -> Path | None:
+    """The recipe of the run that the folder lies in, also where it is reached by a link."""
+    homes = (Path(os.path.abspath(model)).parent, model.resolve().parent)
+    return next((home / "recipe.yaml" for home in homes if (home / "recipe.yaml").is_file()), None)
+
+
+def _asked(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A judge at an endpoint with the model that is asked."""
+    if entry["kind"] != "judge" or entry.get("model"):
+        return entry
+    try:
+        return {**entry, "model": credentials().model}
+    except InputError:  # there is no endpoint today
+        return entry

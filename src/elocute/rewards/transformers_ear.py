@@ -1,0 +1,136 @@
+"""Any Whisper or CTC model in a local transformers folder as an ear."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from elocute.data.audio import resample
+from elocute.errors import InputError
+from elocute.rewards.local_model import open_folder, open_model
+from elocute.rewards.words import Word
+
+_FRAMES = "_get_feat_extract_output_lengths"  # transformers' name for: samples → frames of logits
+
+
+class TransformersEar:
+    """A multilingual Whisper is told to hear English; audio longer than its window (30 s) is heard window by window."""
+
+    def __init__(self, path: str | Path, batch_size: int = 8, device: str | None = None):
+        from transformers import AutoConfig, AutoModelForCTC, AutoModelForSpeechSeq2Seq, AutoProcessor
+
+        self.path = path
+        self.whisper = open_folder(path, AutoConfig).model_type == "whisper"
+        self.processor = open_folder(path, AutoProcessor)
+        self.model = open_model(path, AutoModelForSpeechSeq2Seq if self.whisper else AutoModelForCTC, device)
+        extractor = self.processor.feature_extractor
+        self.rate = extractor.sampling_rate
+        # A CTC model without an attention mask hears its padding: only one recording at a time gives one result.
+        masks = getattr(extractor, "return_attention_mask", False) and hasattr(self.model, _FRAMES)
+        self.batch_size = batch_size if self.whisper or masks else 1
+
+    def transcribe(self, waveforms: list[np.ndarray], sample_rate: int) -> list[str]:
+        """See Ear."""
+        heard = self._by_window(waveforms, sample_rate, self._hear)
+        return [" ".join(filter(None, (text.strip() for _, text in windows))) for windows in heard]
+
+    def words(self, waveforms: list[np.ndarray], sample_rate: int) -> list[list[Word]]:
+        """See Ear. Whisper's times come from its cross-attention (`alignment_heads`), CTC's from its frames."""
+        self.check_words()
+        heard = self._by_window(waveforms, sample_rate, self._hear_words)
+        return [
+            [Word(word.text, at + word.start, at + word.end) for at, words in windows for word in words]
+            for windows in heard
+        ]
+
+    def check_words(self) -> None:
+        """InputError when the model cannot say when a word was spoken."""
+        if self.whisper and not getattr(self.model.generation_config, "alignment_heads", None):
+            raise InputError(f"{self.path}: no times of words: its generation_config.json has no alignment_heads")
+        if not self.whisper and not hasattr(self.model.config, "inputs_to_logits_ratio"):
+            raise InputError(f"{self.path}: no times of words: its config does not say how long a frame is")
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def _by_window(self, waveforms: list[np.ndarray], sample_rate: int, hear: Callable) -> list[list[tuple]]:
+        """What each waveform's windows give, with where they begin, in seconds: [waveforms][windows]."""
+        pieces, owner = [], []
+        for i, waveform in enumerate(waveforms):
+            windows = self._windows(resample(waveform, sample_rate, self.rate))
+            pieces += windows
+            owner += [i] * len(windows)
+        heard: list[list[tuple]] = [[] for _ in waveforms]
+        for start in range(0, len(pieces), self.batch_size):
+            batch = slice(start, start + self.batch_size)
+            for i, found in zip(owner[batch], hear(pieces[batch]), strict=True):
+                heard[i].append((len(heard[i]) * self._longest / self.rate, found))
+        return heard
+
+    @property
+    def _longest(self) -> int:
+        return self.processor.feature_extractor.n_samples if self.whisper else 0  # a CTC model hears all at once
+
+    def _windows(self, waveform: np.ndarray) -> list[np.ndarray]:
+        # Half a receptive field of a CTC encoder: shorter audio holds no word, and its convolutions would fail.
+        shortest = self.rate // 40
+        longest = self._longest or max(1, len(waveform))
+        windows = [waveform[i : i + longest] for i in range(0, len(waveform), longest)]
+        return [w for w in windows if len(w) >= shortest]
+
+    def _hear(self, batch: list[np.ndarray]) -> list[str]:
+        tokens = self._generated(batch) if self.whisper else self._frames(batch)
+        return self.processor.batch_decode(tokens, skip_special_tokens=True)
+
+    def _hear_words(self, batch: list[np.ndarray]) -> list[list[Word]]:
+        if self.whisper:
+            found = self._generated(batch, return_token_timestamps=True)
+            ends = [len(waveform) / self.rate for waveform in batch]
+            return [self._joined(*of) for of in zip(found["sequences"], found["token_timestamps"], ends, strict=True)]
+        frame = self.model.config.inputs_to_logits_ratio / self.rate
+        said = self.processor.tokenizer.batch_decode(
+            self._frames(batch), skip_special_tokens=True, output_word_offsets=True
+        )
+        return [
+            [Word(w["word"], w["start_offset"] * frame, w["end_offset"] * frame) for w in words if w["word"]]
+            for words in said.word_offsets
+        ]
+
+    def _joined(self, tokens, times, end: float) -> list[Word]:
+        """Whisper's tokens [T] and when each begins [T] → words; a token that begins with a space begins a word."""
+        tokenizer, special = self.processor.tokenizer, set(self.processor.tokenizer.all_special_ids)
+        pieces = [(tokenizer.decode([t]), at) for t, at in zip(tokens.tolist(), times.tolist(), strict=True)
+                  if t not in special]  # fmt: skip
+        words: list[Word] = []
+        for n, (piece, start) in enumerate(pieces):
+            until = min(pieces[n + 1][1], end) if n + 1 < len(pieces) else end
+            if words and not piece.startswith(" "):
+                words[-1] = Word(words[-1].text + piece, words[-1].start, until)
+            else:
+                words.append(Word(piece.strip(), start, until))
+        return [word for word in words if word.text]
+
+    def _generated(self, batch: list[np.ndarray], **how):
+        """What Whisper writes: its features are always one window long."""
+        import torch
+
+        inputs = self.processor(
+            batch, sampling_rate=self.rate, return_tensors="pt", return_attention_mask=bool(how)
+        ).to(self.model.device)  # fmt: skip
+        if getattr(self.model.generation_config, "is_multilingual", False):
+            how |= {"language": "en", "task": "transcribe"}
+        with torch.inference_mode():
+            return self.model.generate(**inputs, **how)
+
+    def _frames(self, batch: list[np.ndarray]):
+        """The likeliest letter of each frame of a CTC model [B, frames]; a batch is padded to its longest."""
+        import torch
+
+        inputs = self.processor(batch, sampling_rate=self.rate, return_tensors="pt", padding=True).to(self.model.device)
+        with torch.inference_mode():
+            tokens = self.model(**inputs).logits.argmax(-1)
+            if "attention_mask" in inputs:  # frames of padding spell letters too
+                frames = getattr(self.model, _FRAMES)(inputs["attention_mask"].sum(-1))
+                past = torch.arange(tokens.shape[1], device=tokens.device) >= frames[:, None]
+                tokens[past] = self.processor.tokenizer.pad_token_id
+        return tokens

@@ -1,0 +1,51 @@
+"""Reading aloud: texts and their labels in, speech out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from elocute.data.types import Utterance
+from elocute.models import TtsLM
+from elocute.rollout.sampler import Sampling, sample_groups
+from elocute.rollout.seeds import seed_of
+
+LONGEST = 1024
+"""Tokens at most, where nobody says how many."""
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """A text as it was spoken; utterance.broken says why it was not spoken properly, if so."""
+
+    text: str
+    labels: Mapping[str, str]
+    utterance: Utterance
+    units: list[int]
+
+
+def speak(
+    lm: TtsLM,
+    asked: Sequence[tuple[str, Mapping[str, str]]],
+    *,
+    seed: int,
+    temperature: float = 1.0,
+    max_new_tokens: int | None = None,
+    batch: int = 16,
+) -> list[Spoken]:
+    """Speak each (text, labels) once, in order. How one is spoken depends on it and the seed, not on the others.
+
+    max_new_tokens: default LONGEST, or what the model's context leaves. InputError for what cannot be spoken.
+    """
+    spoken = []
+    for start in range(0, len(asked), batch):
+        piece = asked[start : start + batch]
+        prompts = [lm.template.ids(text, labels) for text, labels in piece]
+        seeds = [[seed_of(seed, "speak", text, *sorted(f"{k}={v}" for k, v in of.items()))] for text, of in piece]
+        sampling = Sampling(max_new_tokens or _room(lm, max(map(len, prompts))), temperature)
+        for (text, labels), [rollout] in zip(piece, sample_groups(lm, prompts, seeds, sampling), strict=True):
+            ids = rollout.tokens.ids
+            spoken.append(Spoken(text, dict(labels), lm.decode(ids), lm.layout.read(ids).units))
+    return spoken
+
+
+def _room(lm: TtsLM, longest_prompt: int) -> int:
+    return LONGEST if lm.context is None else max(1, min(LONGEST, lm.context - longest_prompt))
