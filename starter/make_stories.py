@@ -23,7 +23,7 @@ from starter.takes import SAMPLE_RATE
 from starter.telling import record, recording, told
 
 HERE = Path(__file__).parent
-STORIES = {"train": 6000, "dev": 600, "test": 300}
+STORIES = {"train": 6000, "dev": 400, "test": 300}
 PROMPT_SECONDS = 3.04
 """Three seconds in whole blocks of the codec."""
 SHOWN_WAVS = 4

@@ -30,7 +30,7 @@ SUPERVISED = [
 ]
 PERPLEXITY = [
     "rewards=[{kind: perplexity}, {kind: relatedness, name: judge, weight: 0}]",
-    "rounds={count: 1, rule: best_worst, candidates: 5, dev_share: 0.15}",
+    "rounds={count: 1, rule: best_worst, candidates: 5, pairs_per_prompt: 3, dev_share: 0.15}",
 ]
 
 
