@@ -12,6 +12,7 @@ from elocute.recipe.rewards import PocketSphinxSpec, TransformersEarSpec
 
 PERPLEXITY = {"kind": "perplexity", "path": None}
 JUDGE = {"kind": "judge", "model": "a", "rubric": "semantic", "temperature": 0}
+LISTENS = {"kind": "audio_judge", "listener": {"kind": "endpoint", "model": "today's"}}
 FUNCTION = {"kind": "function", "function": "j.py:f", "low": 0}
 
 
@@ -61,6 +62,8 @@ def test_what_decides_is_what_counts_gates_or_listens(tmp_path):
         (JUDGE, JUDGE | {"temperature": 1}, True),
         (JUDGE | {"model": None}, JUDGE | {"model": "today's"}, True),
         (JUDGE | {"model": None}, JUDGE, False),
+        (LISTENS | {"listener": {"kind": "endpoint", "model": None}}, LISTENS, True),
+        (LISTENS | {"listener": {"kind": "endpoint", "model": "a"}}, LISTENS, False),
         (FUNCTION, FUNCTION | {"function": "./j.py:f", "low": 1}, True),
         (FUNCTION, FUNCTION | {"function": "j.py:g"}, False),
         (FUNCTION, FUNCTION | {"function": "j:f"}, False),

@@ -48,10 +48,11 @@ def _recipe_of(model: Path) -> Path | None:
 
 
 def _asked(entry: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A judge at an endpoint with the model that is asked."""
-    if entry["kind"] != "judge" or entry.get("model"):
+    """A judge or a listener at an endpoint with the model that is asked."""
+    who = entry.get("listener") or entry
+    if who["kind"] not in ("judge", "endpoint") or who.get("model"):
         return entry
     try:
-        return {**entry, "model": credentials().model}
+        return {**who, "model": credentials().model}
     except InputError:  # there is no endpoint today
         return entry
