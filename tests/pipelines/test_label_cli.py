@@ -106,7 +106,12 @@ def command(tmp_path):
 
 def stopped_after_some(words, environment, journal, how: signal.Signals) -> subprocess.CompletedProcess:
     """The command, stopped once something is in its journal."""
-    with subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+
+    def listens():  # tests in the background inherit Ctrl-C ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    with subprocess.Popen(words, **pipes, env=environment, preexec_fn=listens) as process:
         deadline = time.monotonic() + 300
         while not (journal.exists() and journal.stat().st_size > 0):
             assert process.poll() is None and time.monotonic() < deadline
