@@ -9,13 +9,11 @@ done again. Needs starter/build/suites (`python -m starter.make_suites`) and the
 (docs/continuation-judges.md). The table: benchmarks/results/align_slm.json, and in docs/rounds.md.
 """
 
-import argparse
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.align_slm import results
-from benchmarks.runs import do_all, elocute
+from benchmarks.runs import arguments, do_all, elocute
 
 RUNS = Path("runs/align_slm_variants")
 RECIPE = "recipes/starter/align_slm.yaml"
@@ -97,12 +95,7 @@ def evaluate(seed: int, variant: str, model: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time; each gets its share of the cores")
-    parser.add_argument("--table", action="store_true", help="only make the table anew from the runs that are there")
-    args = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // args.jobs))
+    args = arguments(__doc__, seeds=3)
     seeds = range(1, args.seeds + 1)
     if not args.table:
         evaluate(seeds[0], "base", MODEL)  # its likelihoods are all seeds'

@@ -10,15 +10,13 @@ Every run is `elocute train` and `elocute eval` in a process of its own; what is
 stopped benchmark goes on. The table: benchmarks/results/wavalign_ablation.json, and in README.md between its markers.
 """
 
-import argparse
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.runs import do_all, elocute
+from benchmarks.runs import arguments, do_all, elocute
 from benchmarks.wavalign_ablation import gradients, judge, results
 from benchmarks.wavalign_ablation.variants import NOISE, NOISY, RATES, VARIANTS, noisy_judge
 
@@ -91,13 +89,7 @@ def do_missing(label: str, runs: Sequence[Run], jobs: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time; each gets its share of the cores")
-    parser.add_argument("--table", action="store_true", help="only make the table anew from the runs that are there")
-    args = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // args.jobs))
+    args = arguments(__doc__, seeds=5, steps=60)
     seeds = range(1, args.seeds + 1)
     if not args.table:
         if not judge.WEIGHTS.exists():

@@ -1,10 +1,13 @@
 """Folders by name, texts and recordings, below a folder of the test's own."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
 import soundfile
+
+from elocute import cli
 
 
 @pytest.fixture
@@ -14,6 +17,20 @@ def folders(tmp_path):
         return tmp_path / name
 
     return make
+
+
+@pytest.fixture
+def type_command(tmp_path, monkeypatch, capsys):
+    """Types `elocute …` in the test's folder: (exit status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["elocute", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return end.value.code or 0, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 
-from elocute import cli
 from elocute.prosody.schema import load_schema
 from tests.rewards.chat_server import serving
 
@@ -18,22 +18,13 @@ SECRETS = ("OPENAI_", "WAVALIGN_REWARD_")
 
 
 @pytest.fixture
-def typed(tmp_path, monkeypatch, capsys):
-    """Type a command in a folder with texts: (exit status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
+def typed(tmp_path, monkeypatch, type_command):
+    """Type `elocute label …` in a folder with texts: (exit status, stdout, stderr)."""
     for name in os.environ:
         if name.startswith(SECRETS):
             monkeypatch.delenv(name)
     (tmp_path / "t.jsonl").write_text('{"text": "It is here."}\n{"text": "Where is it?"}\n')
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["elocute", "label", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        return end.value.code or 0, out, err
-
-    return run
+    return partial(type_command, "label")
 
 
 def test_labels_by_rule(typed, tmp_path):

@@ -1,28 +1,18 @@
 """`elocute pairs` as it is typed."""
 
 import json
-import sys
+from functools import partial
 
 import pytest
 
-from elocute import cli
 from tests.pipelines.pair_files import as_lines, candidate, row, some_rows
 
 
 @pytest.fixture
-def typed(tmp_path, monkeypatch, capsys):
-    """Type a command in a folder with candidates: (exit status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
+def typed(tmp_path, type_command):
+    """Type `elocute pairs …` in a folder with candidates: (exit status, stdout, stderr)."""
     (tmp_path / "c.jsonl").write_text(as_lines(some_rows(40)))
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["elocute", "pairs", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        return end.value.code or 0, out, err
-
-    return run
+    return partial(type_command, "pairs")
 
 
 def test_names_with_dashes_and_with_underscores(typed, tmp_path):

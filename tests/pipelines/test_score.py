@@ -36,10 +36,6 @@ def quick_and_direct(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def sound(pitch: float) -> np.ndarray:
-    return (0.3 * np.sin(np.arange(2000) * pitch)).astype(np.float32)
-
-
 @pytest.fixture
 def candidates(tmp_path):
     """Writes prompts of candidates: "3: 3, 4" asks for 3 and has the candidates "3" and "4", spoken, in order."""
@@ -53,7 +49,8 @@ def candidates(tmp_path):
             output = {}
             for k, text in enumerate(said.split(", ")):
                 audio = f"audio/q{i}-{k}.wav"
-                soundfile.write(file.parent / audio, sound(0.1 + i / 50 + k / 9), 16_000)
+                tone = (0.3 * np.sin(np.arange(2000) * (0.1 + i / 50 + k / 9))).astype(np.float32)
+                soundfile.write(file.parent / audio, tone, 16_000)
                 broken = "no end" if text == "broken" else None
                 output[str(k)] = {"output-text": text, "output-audio": audio, "output-units": UNITS, "broken": broken}
             ask = {"messages": [{"role": "user", "content": f"say {wanted}"}], "answer": wanted, "mine": [i]}

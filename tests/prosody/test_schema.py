@@ -162,7 +162,7 @@ def test_a_mistake_in_the_file_is_a_line_that_names_its_place(write, old, new, s
 
 @pytest.mark.parametrize("text", ["", "- a", "3"])
 def test_a_file_that_is_no_schema(write, text):
-    with pytest.raises(InputError, match=r"mine.yaml: input should be"):
+    with pytest.raises(InputError, match=r"mine.yaml: expected keys and values, got"):
         load_schema(write(text))
 
 

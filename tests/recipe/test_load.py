@@ -188,6 +188,7 @@ def test_the_ear_of_a_reward_does_not_judge_itself_in_the_evaluation(tmp_path):
     ("text", "said"),
     [
         ("steps: [1", ":1: not YAML"),
+        ("steps: 1\nseed: 2\nsteps: 3\n", ":3: not YAML: 'steps' comes twice"),
         ("- a\n", ": expected keys and values, got list"),
         ("", ": expected keys and values, got NoneType"),
         ("run_dir: 2026-13-45\n", ": not YAML: month must be in 1..12"),

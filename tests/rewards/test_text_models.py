@@ -85,6 +85,12 @@ def test_what_is_missing_is_named(bert, labelled, tmp_path):
         EmbeddingReward("e", bert, "reference", device="cpu")([answer("a")])
 
 
+def test_a_model_without_its_head_is_refused(bert):
+    """transformers would draw the classifier's weights at random, and these would judge."""
+    with pytest.raises(InputError, match="lacks weights of AutoModelForSequenceClassification: classifier.bias"):
+        ClassifierReward("c", bert, "LABEL_0", device="cpu")
+
+
 def test_pickled_weights_are_refused(bert, tmp_path):
     folder = tmp_path / "pickled"
     folder.mkdir()

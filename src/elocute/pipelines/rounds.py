@@ -77,7 +77,8 @@ class Rounds:
     def run(self, *, resume: bool = False) -> tuple[list[dict[str, Any]], bool]:
         """Each round's record, and whether all was done: False when Ctrl-C stopped a training (its state is saved)."""
         self.check(resume=resume)
-        load_policy(self.recipe)  # what training would refuse of model, scope or adapters is found before the sampling
+        if not resume:
+            load_policy(self.recipe)  # what training would refuse of model, scope or adapters is found beforehand
         self.folder.begin(self.recipe)
         records: list[dict[str, Any]] = []
         model = self.recipe.model

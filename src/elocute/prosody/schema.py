@@ -12,10 +12,10 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from elocute.errors import InputError
+from elocute.recipe.load import read_yaml
 
 SHIPPED = {name: Path(__file__).with_name(f"{name}.yaml") for name in ("paper", "rlaif_spa")}
 NEAREST = 3
@@ -159,30 +159,15 @@ def load_schema(path: str | Path | None = None) -> Schema:
     released code's whole vocabulary). InputError has one line for each mistake."""
     path = SHIPPED.get(str(path or "paper")) or Path(path)
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except OSError as error:
-        named = f"; {' and '.join(SHIPPED)} ship with elocute" if isinstance(error, FileNotFoundError) else ""
-        raise InputError(f"{path}: cannot read the prosody schema: {error.strerror}{named}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f":{mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{place}: not YAML: {getattr(error, 'problem', None) or error}") from None
+        values = read_yaml(path, "the prosody schema")
+    except InputError as error:
+        if path.exists():
+            raise
+        raise InputError(f"{error}; {' and '.join(SHIPPED)} ship with elocute") from None
     try:
         return Schema.model_validate(values)
     except ValidationError as error:
         raise InputError("\n".join(_line(path, problem) for problem in error.errors())) from None
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key that comes twice is a mistake, not the last one's turn."""
-
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"{key.value!r} comes twice", problem_mark=key.start_mark)
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
-        return super().construct_mapping(node, deep)
 
 
 def _line(path: Path, problem: Mapping[str, Any]) -> str:

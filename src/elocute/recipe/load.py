@@ -49,12 +49,12 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
 
 
-def read_yaml(path: Path) -> dict:
+def read_yaml(path: Path, what: str = "the recipe") -> dict:
     """The keys and values of a YAML file. InputError, naming file and line, when it holds nothing of the kind."""
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except OSError as error:
-        raise InputError(f"{path}: cannot read the recipe: {error.strerror}") from error
+        raise InputError(f"{path}: cannot read {what}: {error.strerror}") from error
     except (yaml.YAMLError, ValueError) as error:  # not UTF-8, or a date such as 2026-13-45
         mark = getattr(error, "problem_mark", None)
         place = f":{mark.line + 1}" if mark else ""
@@ -62,6 +62,18 @@ def read_yaml(path: Path) -> dict:
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected keys and values, got {type(values).__name__}")
     return values
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Safe YAML, in which a key that comes twice is a mistake, not the last one's turn."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value!r} comes twice", problem_mark=key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+        return super().construct_mapping(node, deep)
 
 
 def _apply(values: dict, override: str) -> None:

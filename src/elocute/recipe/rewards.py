@@ -183,20 +183,11 @@ class FunctionSpec(_RewardSpec):
         return self
 
 
-class JudgeSpec(_RewardSpec):
-    """A chat model that hears or reads; its key and address come from the environment (see rewards/chat.py)."""
-
-    kind: Literal["judge"]
-    rubric: Literal["holistic", "semantic", "acoustic", "continuation"] = "holistic"
-    """What the judge is asked for."""
+class _AskedSpec(_Spec):
     model: str | None = None
     """Default: WAVALIGN_REWARD_MODEL or OPENAI_MODEL."""
-    send_audio: bool = True
-    """Send question and answer as audio; false for a judge that only reads."""
     temperature: Annotated[float, Field(ge=0)] | None = 0.0
     """None leaves it to the endpoint."""
-    max_tokens: Count = 1024
-    """Longest reply."""
     concurrency: Count = 8
     """Requests in flight."""
     timeout: Seconds = 60.0
@@ -207,6 +198,18 @@ class JudgeSpec(_RewardSpec):
     """Seconds for a whole batch, retries included."""
     cache: Path | None = None
     """A folder of replies, so that nothing is asked twice."""
+
+
+class JudgeSpec(_AskedSpec, _RewardSpec):
+    """A chat model that hears or reads; its key and address come from the environment (see rewards/chat.py)."""
+
+    kind: Literal["judge"]
+    rubric: Literal["holistic", "semantic", "acoustic", "continuation"] = "holistic"
+    """What the judge is asked for."""
+    send_audio: bool = True
+    """Send question and answer as audio; false for a judge that only reads."""
+    max_tokens: Count = 1024
+    """Longest reply."""
 
 
 class _LabelSpec(_RewardSpec):
@@ -257,24 +260,10 @@ class LocalListenerSpec(_Spec):
     """Of the model's weights."""
 
 
-class EndpointSpec(_Spec):
+class EndpointSpec(_AskedSpec):
     """A chat model that hears; its key and address come from the environment (see rewards/chat.py)."""
 
     kind: Literal["endpoint"]
-    model: str | None = None
-    """Default: WAVALIGN_REWARD_MODEL or OPENAI_MODEL."""
-    temperature: Annotated[float, Field(ge=0)] | None = 0.0
-    """None leaves it to the endpoint."""
-    concurrency: Count = 8
-    """Requests in flight."""
-    timeout: Seconds = 60.0
-    """Seconds for one try."""
-    attempts: Count = 4
-    """Tries a request."""
-    deadline: Seconds = 300.0
-    """Seconds for a whole batch, retries included."""
-    cache: Path | None = None
-    """A folder of replies, so that nothing is asked twice."""
 
 
 class AudioJudgeSpec(_LabelSpec):

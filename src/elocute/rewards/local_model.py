@@ -22,9 +22,15 @@ def open_folder(path: str | Path, auto_class: Any, **options: Any) -> Any:
 
 
 def open_model(path: str | Path, auto_class: Any, device: str | None, dtype: str = "float32") -> Any:
-    """The model in `dtype` and eval mode, on `device` (None: the first GPU if there is one)."""
+    """The model in `dtype` and eval mode, on `device` (None: the first GPU if there is one).
+
+    InputError when weights are missing: what starts at random judges at random.
+    """
     import torch
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = open_folder(path, auto_class, use_safetensors=True, dtype=getattr(torch, dtype))
+    options = {"use_safetensors": True, "dtype": getattr(torch, dtype), "output_loading_info": True}
+    model, info = open_folder(path, auto_class, **options)
+    if missing := sorted(info["missing_keys"]):
+        raise InputError(f"{path}: lacks weights of {auto_class.__name__}: {missing[0]} and {len(missing) - 1} more")
     return model.eval().requires_grad_(False).to(device)
