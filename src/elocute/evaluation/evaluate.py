@@ -33,11 +33,16 @@ SOUNDS = 24
 
 def read_eval_rows(path: Path, limit: int | None, ear: EarSpec, prompt_seconds: float | None = None) -> list[Example]:
     """The (first `limit`) rows of a file, checked for their right answers; so is the ear's vocabulary."""
-    if isinstance(ear, PocketSphinxSpec):
-        build_ear(ear).close()
+    check_ear(ear)
     rows = read_rows(path, prompt_seconds)[:limit]
     check_rows(rows, lambda row: right_answers(row, "answer"))
     return rows
+
+
+def check_ear(ear: EarSpec) -> None:
+    """InputError for a vocabulary that PocketSphinx cannot hear; what takes long to open is opened when it is used."""
+    if isinstance(ear, PocketSphinxSpec):
+        build_ear(ear).close()
 
 
 def read_eval(path: Path) -> dict:
@@ -74,23 +79,27 @@ def evaluate(
         utterances = answer_all(lm, audio, examples, sampling, seed=seed, batch=batch, progress=progress)
         rows = judge_all(examples, utterances, listener.transcribe)
     write_answers(samples, name, rows, audio, sounds=SOUNDS)
-    values = earlier | {
+    inputs = {"data_digest": digest_rows(data, examples)}
+    values = record(earlier, name, summarise(rows), model=model, ear=ear, seed=seed) | asdict(sampling) | inputs
+    for column in ("difficulty", "category"):
+        if all(column in example.columns for example in examples):
+            parts = by_column(rows, column)
+            found = {part: to_json(of) for part, of in parts.items()}
+            values[f"by_{column}"] = values.get(f"by_{column}", {}) | {name: found}
+    return values
+
+
+def record(earlier: dict, name: str, metrics: dict[str, Estimate], *, model: Path, ear: EarSpec, seed: int) -> dict:
+    """eval.json's content: `earlier`, under `name` the metrics, and what every evaluation says of how it was done."""
+    return earlier | {
         "normalisation": "elocute.data.normalise: case, punctuation, numbers as words",
         "ear": describe_ear(ear),
         "ear_digests": digests(ear),
         "seed": seed,
-        **asdict(sampling),
         "versions": earlier.get("versions", {}) | {name: {package: version(package) for package in PACKAGES}},
-        "data_digest": digest_rows(data, examples),
         "model_digest": earlier.get("model_digest", {}) | {name: digest_folder(model)},
-        name: _to_json(summarise(rows)),
+        name: to_json(metrics),
     }
-    for column in ("difficulty", "category"):
-        if all(column in example.columns for example in examples):
-            parts = by_column(rows, column)
-            found = {part: _to_json(of) for part, of in parts.items()}
-            values[f"by_{column}"] = values.get(f"by_{column}", {}) | {name: found}
-    return values
 
 
 def digest_rows(path: Path, examples: Sequence[Example]) -> str:
@@ -111,7 +120,8 @@ def ear_option(ear: EarSpec) -> dict[str, dict]:
     return {"--ear": ear.model_dump(mode="json")}
 
 
-def _to_json(metrics: dict[str, Estimate]) -> dict:
+def to_json(metrics: dict[str, Estimate]) -> dict:
+    """Metrics as eval.json has them."""
     return {name: estimate.to_json() for name, estimate in metrics.items()}
 
 
@@ -133,14 +143,18 @@ def check_target(target: Path, out: Path) -> Path:
 
     InputError unless `out` is free and the model loads but for its weights.
     """
-    if target.is_file():
-        model = load_recipe(target).model
-    else:
-        model = target / "model" if (target / "recipe.yaml").exists() else target
+    model = model_of(target)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"-o {out}: expected a new folder or an empty one")
     check_model(model)
     return model
+
+
+def model_of(target: Path) -> Path:
+    """The model folder that a model, a run or a recipe file stands for."""
+    if target.is_file():
+        return load_recipe(target).model
+    return target / "model" if (target / "recipe.yaml").exists() else target
 
 
 def evaluate_folder(

@@ -15,8 +15,8 @@ from elocute.models.tts_lm import TtsLM
 from elocute.models.unit_lm import UnitLM
 
 __all__ = [
-    "InterleavedLM", "SpeechLM", "TtsLM", "UnitLM", "check_answers_questions", "check_model", "load_model",
-    "load_speaker",
+    "InterleavedLM", "SpeechLM", "TtsLM", "UnitLM", "check_answers_questions", "check_model", "kind_of",
+    "load_model", "load_speaker",
 ]  # fmt: skip
 
 _CLASSES = {"interleaved": InterleavedLM, "units": UnitLM, "tts": TtsLM}
@@ -24,7 +24,7 @@ _CLASSES = {"interleaved": InterleavedLM, "units": UnitLM, "tts": TtsLM}
 
 def load_model(folder: str | Path, *, dtype: torch.dtype | str = torch.float32) -> InterleavedLM | UnitLM | TtsLM:
     """Load a speech LM by its folder, on the CPU. dtype "auto": the weights' own."""
-    return _CLASSES[_kind(folder)].load(folder, dtype=dtype)
+    return _CLASSES[kind_of(folder)].load(folder, dtype=dtype)
 
 
 def check_model(folder: str | Path, examples: Sequence[Example] = ()) -> None:
@@ -32,7 +32,7 @@ def check_model(folder: str | Path, examples: Sequence[Example] = ()) -> None:
 
     examples: rows to be trained on; what a TTS model cannot speak is an InputError too, a line each.
     """
-    kind = _kind(folder)
+    kind = kind_of(folder)
     if kind == "tts":
         check_rows(examples, tts_lm.load_template(folder).row_ids)
     else:
@@ -41,7 +41,7 @@ def check_model(folder: str | Path, examples: Sequence[Example] = ()) -> None:
 
 def check_answers_questions(folder: str | Path) -> None:
     """InputError for a TTS model: it reads aloud and cannot be asked."""
-    if _kind(folder) == "tts":
+    if kind_of(folder) == "tts":
         raise InputError(f"{folder}: a TTS model reads a text aloud, it answers no questions; see elocute speak")
 
 
@@ -54,5 +54,6 @@ def load_speaker(folder: str | Path) -> InterleavedLM | UnitLM | TtsLM:
     return lm
 
 
-def _kind(folder: str | Path) -> str:
+def kind_of(folder: str | Path) -> str:
+    """ "interleaved", "units" or "tts", as the folder's elocute.json says."""
     return read_settings(Path(folder)).get("kind", "interleaved")

@@ -344,6 +344,9 @@ RewardSpec = Annotated[
     Field(discriminator="kind"),
 ]
 
+LabelListenerSpec = Annotated[ProsodySpec | EmotionSpec | AudioJudgeSpec, Field(discriminator="kind")]
+"""Rewards that say which labels they hear."""
+
 
 def without_means(entry: Any) -> Any:
     """A reward's or an ear's entry in the recipe without `MEANS`, those of its sections neither."""
