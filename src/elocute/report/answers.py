@@ -117,7 +117,7 @@ def marks(row: Row) -> dict[str, tuple[bool, str]]:
 def marks_list(row: Row) -> str:
     """The same as items of a list, and why an answer is broken."""
     items = "".join(
-        f'<li class="{"right" if right else "wrong"}">{"✓" if right else "✗"} {_text(words)}</li>'
+        f'<li class="{"right" if right else "wrong"}">{"✓" if right else "✗"} {escape(words)}</li>'
         for right, words in marks(row).values()
     )
     if row.get("broken"):
@@ -148,7 +148,7 @@ def _flips(pairs: Sequence[Pair]) -> str:
         if both:
             old, new = zip(*both, strict=True)
             items.append(
-                f"<li>{_text(name)}: {both.count((False, True))} became right, {both.count((True, False))} became "
+                f"<li>{escape(name)}: {both.count((False, True))} became right, {both.count((True, False))} became "
                 f"wrong, of {len(both)} (McNemar, exact: p = {mcnemar_exact(old, new):.2g})</li>"
             )
     return f"<ul>{''.join(items)}</ul>" if items else ""
