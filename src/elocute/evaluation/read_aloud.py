@@ -133,8 +133,8 @@ def evaluate_aloud(
         "unjudged": earlier.get("unjudged", {}) | {name: why_unjudged(rows)},
     }
     if name == "after":
-        lines = (samples / "before.jsonl").read_text().splitlines()
-        values["paired"] = paired([json.loads(line) for line in lines], rows)
+        before = (samples / "before.jsonl").read_text().splitlines()
+        values["paired"] = paired([json.loads(line) for line in before], rows)
     return values
 
 

@@ -119,6 +119,10 @@ def _notices(run: Run) -> str:
             f"{counts['unavailable']:.0f} of {sum(counts.values()):.0f} rollouts could not be judged "
             "(the judge's fault); they took no part in the training."
         )
+    for moment, dimensions in (run.evaluation.get("unjudged") or {}).items():
+        for name, reasons in dimensions.items():
+            what = ", ".join(f"{reason} ({count})" for reason, count in reasons.items())
+            notices.append(f"{name}, {moment}: {sum(reasons.values())} labels could not be judged: {what}.")
     notices += _alarms(run)
     return "".join(f'<p class="notice">{escape(text)}</p>' for text in notices)
 

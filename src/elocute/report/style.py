@@ -37,7 +37,7 @@ thead th { color:var(--muted); font-weight:600; font-size:.85rem; }
 td small { display:block; }
 .better { color:var(--good); font-weight:600; }
 .worse { color:var(--bad); font-weight:600; }
-.no-clear-change { color:var(--muted); font-size:.85rem; }
+.no-clear-change, .more, .less { color:var(--muted); font-size:.85rem; }
 .charts { display:grid; grid-template-columns:repeat(auto-fill,minmax(min(100%,440px),1fr)); gap:1rem; }
 figure, .card { margin:0; background:var(--card); border:1px solid var(--edge); border-radius:10px; padding:.8rem
   .9rem; }
