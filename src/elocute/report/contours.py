@@ -96,10 +96,11 @@ def _axes(scales: Scales) -> str:
 
 
 def _spaced(scales: Scales) -> Sequence[int]:
-    """Round frequencies within the scale, far enough apart for their numbers."""
+    """Round frequencies within the scale, far enough from each other and from the top for their numbers."""
     shown: list[int] = []
     for hertz in _TICKS:
-        if scales.low <= hertz <= scales.high and (not shown or scales.y(shown[-1]) - scales.y(hertz) >= 13):
+        above = scales.y(shown[-1]) if shown else PITCH + 13
+        if scales.low <= hertz <= scales.high and 8 <= scales.y(hertz) <= above - 13:
             shown.append(hertz)
     return shown
 
