@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from elocute.speech.glm4voice.tokenizer import SpeechTokenizer
+
 UNITS, MEL = 48, 8
 
 TOKENIZER = {
@@ -131,30 +133,37 @@ class Weights(dict):
         self.noise(f"{name}.weight", width, scale=0.2, about=1)
         self.noise(f"{name}.bias", width, scale=0.1)
 
-    def normed(self, name: str, *shape: int, width: int | None = None) -> None:
+    def normed(self, name: str, *shape: int, width: int | None = None, gain: float = 0.8) -> None:
         """A convolution under weight norm in torch's old two parts; its output has `width` channels."""
         self.noise(f"{name}.weight_v", *shape)
-        self.noise(f"{name}.weight_g", shape[0], 1, 1, scale=0.1, about=0.8)
+        self.noise(f"{name}.weight_g", shape[0], 1, 1, scale=0.1 * gain, about=gain)
         self.noise(f"{name}.bias", width or shape[0], scale=0.1)
 
 
-def tokenizer(folder: Path, seed: int = 0, **changes) -> None:
-    """config.json, preprocessor_config.json, model.safetensors."""
-    said = TOKENIZER | changes
+def tokenizer(folder: Path, seed: int = 0) -> None:
+    """config.json, preprocessor_config.json, model.safetensors. The codes are states, so that many of them are used."""
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(said))
+    (folder / "config.json").write_text(json.dumps(TOKENIZER))
     (folder / "preprocessor_config.json").write_text(json.dumps(FEATURES))
-    save_file(dict(tokenizer_weights(said, seed)), folder / "model.safetensors", {"format": "pt"})
+    weights = tokenizer_weights(TOKENIZER, seed)
+    save_file(dict(weights), folder / "model.safetensors", {"format": "pt"})
+    loaded = SpeechTokenizer.load(folder)
+    with torch.inference_mode():
+        states = loaded.model.cpu().pooled(*loaded.features(speech(20, seed=seed + 77)))[0]
+    weights["codebook.weight"] = states[torch.randperm(len(states), generator=weights.generator)[:UNITS]].clone()
+    save_file(dict(weights), folder / "model.safetensors", {"format": "pt"})
 
 
 def tokenizer_weights(said: dict, seed: int = 0) -> Weights:
     width, inner, codes = said["d_model"], said["encoder_ffn_dim"], said["quantize_vocab_size"]
     w = Weights(seed)
     w.layer("conv1", width, said["num_mel_bins"], 3)
+    w["conv1.weight"] -= w["conv1.weight"].mean((1, 2), keepdim=True)  # or what all frames share drowns the rest
+    w["conv1.weight"] *= 4
     w.layer("conv2", width, width, 3)
-    w.noise("embed_positions.weight", said["max_source_positions"], width, scale=0.3)
+    w.noise("embed_positions.weight", said["max_source_positions"], width, scale=0.1)
     w.noise("embed_positions2.weight", said["max_source_positions"] // said["pooling_kernel_size"], width)
-    w.noise("codebook.weight", codes, width, scale=0.7)
+    w.noise("codebook.weight", codes, width)
     w.noise("ema_count", codes)
     w.noise("ema_weight", codes, width)
     for index in range(said["quantize_position"]):
@@ -240,7 +249,7 @@ def hift_weights(seed: int = 0) -> Weights:
     w, width, bins = Weights(seed + 1), 16, 18
     for index in (0, 2, 4, 6, 8):
         w.normed(f"f0_predictor.condnet.{index}", 6, 6 if index else MEL, 3)
-    w.noise("f0_predictor.classifier.weight", 1, 6, scale=60)
+    w.noise("f0_predictor.classifier.weight", 1, 6, scale=200)
     w.noise("f0_predictor.classifier.bias", 1)
     w.layer("m_source.l_linear", 1, 9)
     w.normed("conv_pre", width, MEL, 7)
@@ -251,7 +260,7 @@ def hift_weights(seed: int = 0) -> Weights:
         _snake_block(w, f"source_resblocks.{stage}", narrow, kernel)
         for index, size in enumerate((3, 7, 11)):
             _snake_block(w, f"resblocks.{3 * stage + index}", narrow, size)
-    w.normed("conv_post", bins, width >> 2, 7)
+    w.normed("conv_post", bins, width >> 2, 7, gain=0.2)
     return w
 
 

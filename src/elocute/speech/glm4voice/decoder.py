@@ -63,7 +63,7 @@ class SpeechDecoder:
     def __call__(self, units: np.ndarray, steps: int = STEPS) -> np.ndarray:
         """int64 [N], at least one → float32 [hop · int(N / 12.5 · 22050 / 256)] in [−0.99, 0.99]."""
         generator = torch.Generator().manual_seed(_SEED)
-        given = torch.from_numpy(units).to(self.flow.input_embedding.weight.device)
+        given = torch.from_numpy(np.ascontiguousarray(units)).to(self.flow.input_embedding.weight.device)
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             mel = self.flow(given, generator, steps)
             return self.vocoder(mel[None], generator)[0].cpu().numpy()

@@ -6,8 +6,8 @@
     p(r) = [sin(r/τ_0), cos(r/τ_0), sin(r/τ_1), …],  τ_k = 10000^(2k/D)
     position i hears j if j ≤ i or both lie in one block of ten units
 
-The published sizes come with the checkpoint's config.yaml. That sine and cosine alternate in p, and that the distance is
-i − j with both signs, is the conformer's convention (Gulati et al. 2020, as ESPnet codes it), which config.yaml names
+Sizes come with the checkpoint's config.yaml. That sine and cosine alternate in p, and that the distance is i − j with
+both signs, is the conformer's convention (Gulati et al. 2020, as ESPnet has it), which config.yaml names
 (`rel_pos_espnet`); no weight shows it.
 """
 

@@ -5,9 +5,10 @@
     transformer block : x += attention(norm1 x);  x += W_2 · gelu(W_1 · norm3 x)
     down, mid, up     : each a residual block and several transformer blocks; down and up end in a convolution
 
-Only the last down and the last up block keep the length; the others halve and double it. The layout is that of Matcha-TTS
-(Mehta et al. 2024) with transformer blocks named as in diffusers. From that layout, and from nothing that the weights
-could show, come: Mish before the Linear of the time, sines before cosines, the order [x, skip] in the up blocks.
+Only the last down and the last up block keep the length; the others halve and double it. The layout is that of
+Matcha-TTS (Mehta et al. 2024), the transformer blocks' names are those of diffusers. From that layout, and from nothing
+that the weights could show, come: Mish before the Linear of the time, sines before cosines, the order [x, skip] in the
+up blocks.
 """
 
 import math
@@ -21,7 +22,7 @@ _TIME_SCALE = 1000
 
 
 class Estimator(nn.Module):
-    """[B, in_channels, T] and times [B] → velocity [B, out_channels, T]. The names are those of the published weights."""
+    """[B, in_channels, T] and times [B] → velocity [B, out_channels, T]. Names as in the published weights."""
 
     def __init__(self, config: dict):
         super().__init__()
@@ -143,7 +144,8 @@ class Attention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(inner, width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        parts = (layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.to_q, self.to_k, self.to_v))
+        layers = self.to_q, self.to_k, self.to_v
+        parts = (layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in layers)
         return self.to_out(F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2))
 
 

@@ -30,7 +30,7 @@ class Flow(nn.Module):
     def __init__(self, config: dict):
         super().__init__()
         width, mel = config["input_size"], config["output_size"]
-        self.n_units, self.unit_rate = config["vocab_size"], config["input_frame_rate"]
+        self.n_units, self.unit_rate = config["vocab_size"], float(config["input_frame_rate"])
         self.input_embedding = nn.Embedding(self.n_units, width)
         self.spk_embed_affine_layer = nn.Linear(config["spk_embed_dim"], mel)
         self.encoder = BlockConformer(config["encoder"])
@@ -72,7 +72,7 @@ class Velocity(nn.Module):
 
     def __init__(self, config: dict):
         super().__init__()
-        self.guidance = config["cfm_params"]["content"]["inference_cfg_rate"]
+        self.guidance = float(config["cfm_params"]["content"]["inference_cfg_rate"])
         self.estimator = Estimator(config["estimator"])
 
     def forward(self, x: torch.Tensor, mean: torch.Tensor, voice: torch.Tensor, steps: int) -> torch.Tensor:

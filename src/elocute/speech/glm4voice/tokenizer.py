@@ -1,8 +1,8 @@
 """The speech tokenizer of GLM-4-Voice: the lower half of a Whisper encoder, then a codebook (Zeng et al. 2024).
 
-    x = gelu(conv2(gelu(conv1(mel)))) + positions        both convolutions causal: two zeros on the left, none right
-    x = Whisper layers of x                               frame i hears frame j if j ≤ i or both lie in one block of 4 s,
-                                                          and j is no padding
+    x = gelu(conv2(gelu(conv1(mel)))) + positions       both convolutions causal: two zeros on the left, none right
+    x = Whisper layers of x                             frame i hears frame j if j is no padding, and j ≤ i or both lie
+                                                        in one block of 4 s
     h = means of 4 frames;  unit = argmin_k ‖h − codebook_k‖²
 
 Layers are transformers' own, features those of its WhisperFeatureExtractor. No layer norm follows the layers; what the
@@ -118,10 +118,8 @@ class SpeechTokenizer:
             raise InputError(f"{folder}: not a speech tokenizer of GLM-4-Voice: there is no {missing[0]}")
         config, extractor = _read_config(files[0]), _read_extractor(files[1])
         _check_fit(config, extractor, files[1])
-        with torch.device("meta"):
-            model = WhisperVQ(config)
-        state = _own_part(read_safetensors(files[2]), config.quantize_position)
-        fill(model.to_empty(device="cpu"), state, files[2])
+        model = _built(config, files[0])
+        fill(model, _own_part(read_safetensors(files[2]), config.quantize_position), files[2])
         return cls(model.to("cuda" if torch.cuda.is_available() else "cpu"), extractor, files)
 
     def save(self, folder: str | Path) -> None:
@@ -170,7 +168,7 @@ def _read_config(file: Path) -> WhisperConfig:
     said = read_json(file)
     for key in _SIZES:
         if type(said.get(key)) is not int or said[key] < 1:
-            raise InputError(f"{file}: {key}: expected a positive number, as in a WhisperVQ's config, got {said.get(key)!r}")
+            raise InputError(f"{file}: {key}: expected a positive number (a WhisperVQ has one), got {said.get(key)!r}")
     for key, expected in _AS_PUBLISHED.items():
         if said.get(key, expected) != expected:
             raise InputError(f"{file}: {key}: expected {json.dumps(expected)}, as published, got {said[key]!r}")
@@ -182,6 +180,14 @@ def _read_config(file: Path) -> WhisperConfig:
         raise InputError(f"{file}: not the config of a Whisper: {' '.join(str(error).split())}") from error
     config._attn_implementation = "sdpa"
     return config
+
+
+def _built(config: WhisperConfig, file: Path) -> WhisperVQ:
+    try:
+        with torch.device("meta"):
+            return WhisperVQ(config).to_empty(device="cpu")
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise InputError(f"{file}: cannot be built: {' '.join(str(error).split())}") from error
 
 
 def _read_extractor(file: Path) -> WhisperFeatureExtractor:

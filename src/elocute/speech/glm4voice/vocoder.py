@@ -32,8 +32,8 @@ class Hift(nn.Module):
         super().__init__()
         rates, width = config["upsample_rates"], config["base_channels"]
         self.fft, self.fft_hop = config["istft_params"]["n_fft"], config["istft_params"]["hop_len"]
-        self.sample_rate, self.hop = config["sampling_rate"], math.prod(rates) * self.fft_hop
-        self.slope, self.limit = config["lrelu_slope"], config["audio_limit"]
+        self.sample_rate, self.hop = int(config["sampling_rate"]), math.prod(rates) * self.fft_hop
+        self.slope, self.limit = float(config["lrelu_slope"]), float(config["audio_limit"])
         self.f0_predictor = PitchPredictor(config["f0_predictor"])
         self.m_source = Source(config, self.sample_rate)
         self.conv_pre = nn.Conv1d(config["in_channels"], width, 7, padding=3)
@@ -101,7 +101,8 @@ class Source(nn.Module):
     def __init__(self, config: dict, sample_rate: int):
         super().__init__()
         self.sample_rate, self.waves = sample_rate, config["nb_harmonics"] + 1
-        self.loud, self.noise, self.least = config["nsf_alpha"], config["nsf_sigma"], config["nsf_voiced_threshold"]
+        loudness = (config["nsf_alpha"], config["nsf_sigma"], config["nsf_voiced_threshold"])
+        self.loud, self.noise, self.least = map(float, loudness)
         self.l_linear = nn.Linear(self.waves, 1)
 
     def forward(self, f0: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
