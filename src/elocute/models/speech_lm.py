@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from transformers import AutoModelForCausalLM
 from elocute.data.cache import EncodedAudio
 from elocute.data.types import Answer, AudioRef, Example, Utterance
 from elocute.errors import InputError, naming
+from elocute.models import one_stream
+from elocute.models.batch import Batch, States
 from elocute.models.layout import Layout
 from elocute.speech import Codec
 from elocute.speech.codec import BrokenUnits
@@ -85,6 +88,18 @@ class SpeechLM:
     def head(self) -> torch.nn.Module:
         """The vocabulary head, one linear layer."""
         return self.core().get_output_embeddings()
+
+    def heads(self) -> list[torch.nn.Module]:
+        """A head for each stream."""
+        return [self.head()]
+
+    def states(self, batch: Batch, *, share_prompts: bool) -> list[States]:
+        """What predicts a batch's selected cells, head by head."""
+        return one_stream.states(self, batch, share_prompts=share_prompts)
+
+    def decoder(self, prompts: Sequence[torch.Tensor], group_size: int) -> one_stream.Decoder:
+        """What grows `group_size` answers to each prompt."""
+        return one_stream.Decoder(self, prompts, group_size)
 
     def save_beside(self, folder: Path, **files: str) -> None:
         """Write what is not the network: the codec and elocute.json, which also names `files`."""
