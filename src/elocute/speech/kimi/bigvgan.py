@@ -31,7 +31,7 @@ _TAPS = 12
 
 
 class BigVGAN(nn.Module):
-    """Log-mel [N, num_mels, T] → sound [N, hop · T] in [−1, 1]. Frozen. The names are those of the published weights."""
+    """Log-mel [N, num_mels, T] → sound [N, hop · T] in [−1, 1]. Frozen; named as the published weights are."""
 
     def __init__(self, config: dict):
         super().__init__()

@@ -9,10 +9,10 @@ spaced times lead to the log-mel at t = 1. v, with c = t_emb(⌊1000 t⌋) + Emb
 Codes come in chunks of 30, each with up to 12 codes behind it to look ahead. Frames of a chunk see each other and the
 keys of at most 900 frames before; those keys are of the finished frames, at t = 0.999.
 
-What a published file was not there to confirm: the names of the keys in config.yaml (they are looked for anywhere in
-it), that t's sinusoids stand cosine first and the modulations in the order above (both are DiT's), that positions
-begin anew with an empty past when the next chunk would pass the longest position, and that the time 0.999 is what
-follows each chunk but the look-ahead. A checkpoint with learnt or other absolute positions is refused.
+What no published file was at hand to confirm: the names of the keys in config.yaml (they are looked for anywhere in
+it); that t's sinusoids stand cosine first and the modulations in the order above, both as in DiT; and that positions
+begin anew with an empty past where a chunk would pass the longest position. A checkpoint that holds a position
+embedding besides is refused.
 """
 
 import math
@@ -158,9 +158,9 @@ class Block(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition).chunk(6, -1)
         parts = self.attn.qkv(_modulated(x, shift1, scale1)).reshape(len(x), 3, self.heads, -1).permute(1, 2, 0, 3)
         query, key, value = _turned(parts[0], positions, base), _turned(parts[1], positions, base), parts[2]
-        keys, values = (
-            (key, value) if past is None else (torch.cat([old, new], 1) for old, new in zip(past, (key, value)))
-        )
+        keys, values = key, value
+        if past is not None:
+            keys, values = torch.cat([past[0], key], 1), torch.cat([past[1], value], 1)
         said = F.scaled_dot_product_attention(query[None], keys[None], values[None])[0]
         x = x + gate1 * self.attn.proj(said.transpose(0, 1).reshape(len(x), -1))
         inner = F.gelu(self.mlp.fc1(_modulated(x, shift2, scale2)), approximate="tanh")
