@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 MERGED = [
@@ -218,3 +218,21 @@ def _whisper(folder: Path, sizes: Sizes) -> None:
     (folder / "config.json").write_text(json.dumps(tiny.to_dict() | {"architectures": [type(model).__name__]}))
     state = {name: tensor for name, tensor in model.state_dict().items() if name != "proj_out.weight"}
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors")
+
+
+def streams(seed: int, batch: int, length: int, sizes: Sizes = Sizes()) -> dict[str, torch.Tensor]:
+    """Random cells of both streams, some of them heard."""
+    generator = torch.Generator().manual_seed(seed)
+    continuous = torch.rand(batch, length, generator=generator) < 0.3
+    return {
+        "audio_ids": torch.randint(1, OFFSET + N_CODES, (batch, length), generator=generator),
+        "text_ids": torch.randint(1, OFFSET + N_CODES, (batch, length), generator=generator),
+        "features": torch.randn(int(continuous.sum()), 4 * sizes.whisper, generator=generator),
+        "continuous": continuous,
+    }
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """All that the shards which the index names hold."""
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    return {name: load_file(folder / file)[name] for name, file in index["weight_map"].items()}

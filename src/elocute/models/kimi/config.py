@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import Qwen2Config
 
 from elocute.errors import InputError
@@ -13,9 +14,15 @@ _NEEDED = (
     "num_key_value_heads", "kimia_token_offset", "kimia_mimo_layers", "kimia_mimo_transformer_from_layer_index",
     "kimia_adaptor_input_dim",
 )  # fmt: skip
-_FIXED = {"tie_word_embeddings": False, "use_whisper_feature": True, "use_sliding_window": False}
+_POSITIVE = set(_NEEDED) - {"kimia_mimo_transformer_from_layer_index"}
+_FIXED = {
+    "tie_word_embeddings": False,
+    "use_whisper_feature": True,
+    "use_sliding_window": False,
+    "hidden_act": "silu",
+}
 """What the network is built for; a checkpoint that says otherwise is another model."""
-_OTHERS = ("hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps", "attention_dropout")
+_OTHERS = ("max_position_embeddings", "initializer_range", "rms_norm_eps", "attention_dropout")
 
 
 class KimiConfig(Qwen2Config):
@@ -60,18 +67,19 @@ def read_published(folder: Path) -> dict:
 def read_config(folder: str | Path) -> KimiConfig:
     """A published folder's config, checked. InputError names the key that is missing or does not fit."""
     file, said = Path(folder) / "config.json", read_published(Path(folder))
-    for key in _NEEDED:
-        if type(said.get(key)) is not int or said[key] < 1:
-            raise InputError(f"{file}: {key}: expected a positive integer, got {said.get(key)!r}")
-    for key, expected in _FIXED.items():
-        if said.get(key, expected) is not expected:
-            raise InputError(f"{file}: {key}: expected {str(expected).lower()}, got {said[key]!r}")
     own = [name for name in KimiConfig.__annotations__ if name.startswith("kimia_")]
     known = {key: said[key] for key in (*_NEEDED, *_OTHERS, *own) if key in said}
+    for key in (*_NEEDED, *own):
+        least = int(key in _POSITIVE)
+        if (key in _NEEDED or key in said) and (type(said.get(key)) is not int or said[key] < least):
+            raise InputError(f"{file}: {key}: expected an integer from {least} on, got {said.get(key)!r}")
+    for key, expected in _FIXED.items():
+        if said.get(key, expected) != expected:
+            raise InputError(f"{file}: {key}: expected {json.dumps(expected)}, got {said[key]!r}")
     dtype = said.get("dtype", said.get("torch_dtype"))
     try:
         config = KimiConfig(**known, dtype=dtype, rope_parameters=_rope(file, said))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError, StrictDataclassError) as error:
         raise InputError(f"{file}: {' '.join(str(error).split())[:300]}") from error
     _check_sizes(file, config)
     return config
