@@ -15,16 +15,22 @@ from elocute.models.tts_lm import TtsLM
 from elocute.models.unit_lm import UnitLM
 
 __all__ = [
-    "InterleavedLM", "SpeechLM", "TtsLM", "UnitLM", "check_answers_questions", "check_model", "kind_of",
-    "load_model", "load_speaker",
+    "InterleavedLM", "SpeechLM", "TtsLM", "UnitLM", "check_answers_questions", "check_model", "codec_folder",
+    "kind_of", "load_model", "load_speaker",
 ]  # fmt: skip
 
 _CLASSES = {"interleaved": InterleavedLM, "units": UnitLM, "tts": TtsLM}
+_VOCABULARIES = {"interleaved": interleaved.load_vocabulary, "units": unit_lm.load_vocabulary}
 
 
-def load_model(folder: str | Path, *, dtype: torch.dtype | str = torch.float32) -> InterleavedLM | UnitLM | TtsLM:
+def load_model(folder: str | Path, *, dtype: torch.dtype | str = torch.float32) -> SpeechLM:
     """Load a speech LM by its folder, on the CPU. dtype "auto": the weights' own."""
-    return _CLASSES[kind_of(folder)].load(folder, dtype=dtype)
+    kind = kind_of(folder)
+    if kind == "kimi_audio":
+        from elocute.models.kimi_lm import KimiLM  # brings Whisper: a second that other models need not wait
+
+        return KimiLM.load(folder, dtype=dtype)
+    return _CLASSES[kind].load(folder, dtype=dtype)
 
 
 def check_model(folder: str | Path, examples: Sequence[Example] = ()) -> None:
@@ -35,8 +41,12 @@ def check_model(folder: str | Path, examples: Sequence[Example] = ()) -> None:
     kind = kind_of(folder)
     if kind == "tts":
         check_rows(examples, tts_lm.load_template(folder).row_ids)
+    elif kind == "kimi_audio":
+        from elocute.models import kimi_lm
+
+        kimi_lm.load_vocabulary(Path(folder))
     else:
-        (unit_lm if kind == "units" else interleaved).load_vocabulary(Path(folder))
+        _VOCABULARIES[kind](Path(folder))
 
 
 def check_answers_questions(folder: str | Path) -> None:
@@ -45,7 +55,17 @@ def check_answers_questions(folder: str | Path) -> None:
         raise InputError(f"{folder}: a TTS model reads a text aloud, it answers no questions; see elocute speak")
 
 
-def load_speaker(folder: str | Path) -> InterleavedLM | UnitLM | TtsLM:
+def codec_folder(folder: str | Path) -> Path:
+    """Where the codec lies with which a model hears."""
+    folder = Path(folder)
+    if kind_of(folder) == "kimi_audio":
+        from elocute.models.kimi_lm import speech_tokenizer
+
+        return speech_tokenizer(folder).resolve()
+    return (folder / read_settings(folder)["codec"]).resolve()
+
+
+def load_speaker(folder: str | Path) -> SpeechLM:
     """Load a speech LM to talk with: on the first GPU in the weights' own type, else on the CPU in float32."""
     if not torch.cuda.is_available():
         return load_model(folder)
@@ -55,5 +75,5 @@ def load_speaker(folder: str | Path) -> InterleavedLM | UnitLM | TtsLM:
 
 
 def kind_of(folder: str | Path) -> str:
-    """ "interleaved", "units" or "tts", as the folder's elocute.json says."""
+    """One of KINDS, as the folder's elocute.json says, or its config.json where it was published so."""
     return read_settings(Path(folder)).get("kind", "interleaved")

@@ -62,6 +62,11 @@ class Layout:
         if self.answer_end is None and not self.open_ended:
             raise ValueError("an answer without answer_end is open-ended")
 
+    @property
+    def writes(self) -> bool:
+        """Do its answers hold text?"""
+        return self.ratio != "speech-only"
+
     def is_unit(self, token: int) -> bool:
         return self.first_unit <= token < self.first_unit + self.n_units
 

@@ -19,7 +19,9 @@ from elocute.models.layout import Layout
 from elocute.speech import Codec
 from elocute.speech.codec import BrokenUnits
 
-KINDS = ("interleaved", "units", "tts")
+KINDS = ("interleaved", "units", "tts", "kimi_audio")
+PUBLISHED = {"MoonshotKimiaForCausalLM": "kimi_audio"}
+"""Architectures of published folders that need no elocute.json, and their kinds."""
 _SPARE = re.compile(r"(^|\.)(rotary_emb\.inv_freq|decoder\.version)$")
 """What old checkpoints hold beside the weights: computed buffers, OPT's mark of its version."""
 
@@ -135,11 +137,25 @@ def units_of(example: Example, field: str, ref: AudioRef, audio: EncodedAudio) -
         raise InputError(f"{example.where}: {field}: {error}") from error
 
 
+def _published_kind(config: Path) -> str | None:
+    """The kind of a published folder by its config.json, if it is one of PUBLISHED."""
+    try:
+        [architecture] = json.loads(config.read_text())["architectures"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return PUBLISHED.get(architecture)
+
+
 def read_settings(folder: Path) -> dict:
-    """Read `elocute.json`; the kind of model that it names is known, the rest is for that model to check."""
+    """Read `elocute.json`; the kind of model that it names is known, the rest is for that model to check.
+
+    A published folder of PUBLISHED need not have one.
+    """
     file = folder / "elocute.json"
     if not folder.is_dir():
         raise InputError(f"{folder}: model: expected a folder, there is none")
+    if not file.is_file() and (kind := _published_kind(folder / "config.json")):
+        return {"kind": kind}
     if not file.is_file():
         raise InputError(f"{file}: expected beside the model's config.json, it says what the model's tokens are")
     try:

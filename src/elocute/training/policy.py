@@ -122,8 +122,9 @@ def load_policy(recipe: Recipe) -> Policy:
     dtype = getattr(torch, recipe.dtype)
     lm = load_model(recipe.model, dtype=dtype if recipe.lora else torch.float32)
     lm.compute = None if dtype == torch.float32 else dtype
-    check_head(lm, recipe.model)
-    if isinstance(recipe.objective, Dpo) and recipe.objective.scope == "text" and lm.layout.ratio == "speech-only":
+    if len(lm.heads()) == 1:
+        check_head(lm, recipe.model)
+    if isinstance(recipe.objective, Dpo) and recipe.objective.scope == "text" and not lm.layout.writes:
         raise InputError(f"{recipe.model}: objective.scope: the model writes no text; expected speech or all")
     if recipe.objective.exact_kl and any(head.bias is not None for head in lm.heads()):
         raise InputError(f"{recipe.model}: objective.kl.estimator: the model's head has a bias; expected k3")

@@ -20,6 +20,7 @@ import torch
 
 from elocute.errors import InputError
 from elocute.models.kimi.prompt import Marks
+from elocute.models.layout import Tokens
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,12 @@ class Cells:
 
     def __len__(self) -> int:
         return len(self.audio)
+
+    def flat(self) -> Tokens:
+        """Step by step, and within a step audio before text: [2·T]."""
+        ids = torch.stack([self.audio, self.text], 1).flatten()
+        action = torch.stack([self.audio_action, self.text_action], 1).flatten()
+        return Tokens(ids, torch.tensor([False, True]).repeat(len(self)), action)
 
 
 class Reply:
@@ -87,6 +94,15 @@ class Reply:
         actions = torch.tensor([self.audio_action, self.text_action], dtype=torch.bool).reshape(2, -1)
         streams = torch.tensor([self.audio, self.text], dtype=torch.int64).reshape(2, -1)
         return Cells(*streams, *actions)
+
+    def tokens(self) -> Tokens:
+        """What has come so far, as training has it."""
+        return self.cells().flat()
+
+    @property
+    def units(self) -> list[int]:
+        """What was said, as the codec has it."""
+        return self.codes
 
     def _break(self, reason: str) -> None:
         self.broken = self.broken or reason
