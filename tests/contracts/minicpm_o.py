@@ -30,7 +30,8 @@ WORDS = ["hello", "world", "the", "cat", "sat", "on", "mat", ",", ".", "!", "?",
 def config(**changes) -> dict:
     """config.json; `tts_config` and `audio_config` in changes are merged into theirs."""
     said = {
-        "architectures": ["MiniCPMO"], "model_type": "minicpmo", "auto_map": {"AutoModel": "modeling_minicpmo.MiniCPMO"},
+        "architectures": ["MiniCPMO"], "model_type": "minicpmo",
+        "auto_map": {"AutoModel": "modeling_minicpmo.MiniCPMO"},
         **LLM, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_act": "silu", "rms_norm_eps": 1e-6,
         "rope_theta": 1000000.0, "max_position_embeddings": 512, "tie_word_embeddings": False, "use_cache": True,
         "bos_token_id": 256, "eos_token_id": 258, "audio_chunk_length": 1.0, "audio_pool_step": 2,
