@@ -101,14 +101,14 @@ def state() -> dict[str, torch.Tensor]:
     return minicpm_o.weights(minicpm_o.config(), 0, minicpm_o.DVAE)
 
 
-@pytest.mark.parametrize("words", [0, 7, 25, 298, 299, 300])
+@pytest.mark.parametrize("words", [0, 25, 299, 300])
 def test_one_pass_is_the_naive_float64_decoder(tts, state, words):
-    text, length, speaker, codes = case([min(words + 3, SLOTS)], frames=120)
+    text, length, speaker, codes = case([min(words + 3, SLOTS)], frames=60)
     states = tts(text, length, speaker, codes)
     expected = naive_states(state, text[0].tolist(), words, speaker[0].double().numpy(), codes[0].tolist())
-    assert states.shape == (1, 120, 32) and np.abs(states[0].detach().numpy() - expected).max() < 2e-5
+    assert states.shape == (1, 60, 32) and np.abs(states[0].detach().numpy() - expected).max() < 2e-5
     logits = tts.logits(states)[0].detach().numpy()
-    assert logits.shape == (120, 4, 626) and np.abs(logits - naive_logits(state, expected)).max() < 1e-4
+    assert logits.shape == (60, 4, 626) and np.abs(logits - naive_logits(state, expected)).max() < 1e-4
 
 
 # ---- step by step --------------------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ def stepped(tts, text, length, speaker, codes, streamed: bool) -> torch.Tensor:
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_step_by_step_equals_one_pass(tts, streamed):
-    given = case([13, 77, 302], frames=130, seed=1)
+    given = case([13, 77, 302], frames=105, seed=1)
     assert (stepped(tts, *given, streamed) - tts(*given)).abs().max() < 1e-5
 
 
