@@ -19,7 +19,7 @@ from elocute.models.minicpm_o.prompt import (
     spans,
     speaker_place,
 )
-from elocute.models.minicpm_o.spoken import cells, load_text_tokenizer, spoken_ids, text_slots
+from elocute.models.minicpm_o.spoken import cells, load_text_tokenizer, spoken_ids, target_codes, text_slots
 from tests.contracts import minicpm_o
 
 
@@ -169,6 +169,12 @@ def test_what_was_cut_is_sampled_to_the_last(llm):
     _, tokens = llm
     found = cells(2, torch.tensor([5, 6, 7]), codes_of([1, 2, 3, 4], [624, 0, 0, 0]), tokens, eos=625)
     assert found.text.tolist() == [False, False, True, True, True] and found.speech.all()
+
+
+def test_a_target_ends_in_every_codebook(llm):
+    codes = target_codes(codes_of([1, 2, 3, 4], [5, 6, 7, 8]), 625)
+    assert codes.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8], [625] * 4]
+    assert cells(0, torch.tensor([5]), codes, llm[1], 625).speech.all()
 
 
 def test_an_answer_of_text_alone_has_no_speech_cells(llm):

@@ -172,6 +172,7 @@ def test_the_last_frame_is_predicted_and_not_read(tts):
     assert torch.equal(tts(text, length, speaker, codes), tts(text, length, speaker, other))
     other[:, -2] = 625
     assert not torch.equal(tts(text, length, speaker, codes)[:, -1], tts(text, length, speaker, other)[:, -1])
+    assert tts(text, length, speaker, codes[:, :0]).shape == (1, 0, 32)
 
 
 # ---- who sees whom, by name ----------------------------------------------------------------------------------------

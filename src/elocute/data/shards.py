@@ -7,13 +7,14 @@ its layout: every tensor in the file that it was in, what was not read and every
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from elocute.errors import InputError
@@ -34,10 +35,10 @@ class Shards:
         folder = Path(folder)
         if not folder.is_dir():
             raise InputError(f"{folder}: expected a folder with a model's weights, there is none")
-        if not (folder / _INDEX).is_file():
-            if not (folder / _SINGLE).is_file():
-                raise InputError(f"{folder}: expected {_INDEX} or {_SINGLE}, there is none")
+        if (folder / _SINGLE).is_file():  # looked for first, as transformers does
             return cls(folder, dict.fromkeys(_names(folder / _SINGLE), _SINGLE), None)
+        if not (folder / _INDEX).is_file():
+            raise InputError(f"{folder}: expected {_INDEX} or {_SINGLE}, there is none")
         index = _read_index(folder / _INDEX)
         files = index["weight_map"]
         for file in sorted(set(files.values())):
@@ -54,41 +55,48 @@ class Shards:
         """The names of the tensors that begin with a prefix, whole."""
         return sorted(name for name in self.files if name.startswith(prefix))
 
-    def shape(self, name: str) -> list[int]:
-        """A tensor's shape, from its file's header. InputError when there is no such tensor."""
-        if name not in self.files:
-            raise InputError(f"{self.folder}: the weights lack {name}")
-        with safe_open(self.folder / self.files[name], framework="pt") as file:
-            return file.get_slice(name).get_shape()
+    def shapes(self, prefix: str, *, skip: tuple[str, ...] = ()) -> dict[str, list[int]]:
+        """From the headers: shapes of the tensors whose names begin with a prefix, which is taken off.
+
+        skip: but for those whose names begin with one of these.
+        """
+        return dict(self._each(prefix, skip, lambda file, name: file.get_slice(name).get_shape()))
 
     def read(
         self, prefix: str, dtype: torch.dtype | str = "auto", *, skip: tuple[str, ...] = ()
     ) -> dict[str, torch.Tensor]:
-        """The tensors whose names begin with a prefix, which is taken off, but for those that begin with one of `skip`.
+        """The same tensors themselves. dtype "auto": in the type they are stored in."""
 
-        dtype "auto": in the type they are stored in.
-        """
-        state = {}
+        def read(file, name: str) -> torch.Tensor:
+            tensor = file.get_tensor(name)
+            return tensor if dtype == "auto" else tensor.to(dtype)
+
+        return dict(self._each(prefix, skip, read))
+
+    def _each(self, prefix: str, skip: tuple[str, ...], take: Callable) -> Iterator[tuple[str, Any]]:
         names = [name for name in self.names(prefix) if not name.startswith(skip)]
         for place in sorted({self.files[name] for name in names}):
             with safe_open(self.folder / place, framework="pt") as file:
-                for name in (name for name in names if self.files[name] == place):
-                    tensor = file.get_tensor(name)
-                    state[name.removeprefix(prefix)] = tensor if dtype == "auto" else tensor.to(dtype)
-        return state
+                yield from (
+                    (name.removeprefix(prefix), take(file, name)) for name in names if self.files[name] == place
+                )
 
     def save(self, folder: str | Path, changed: Mapping[str, torch.Tensor]) -> None:
         """Write the whole folder again, some tensors `changed` (whole names): each in the type in which it is given.
 
-        folder may be this one: then files are replaced one by one. InputError for one inside this one.
+        folder may be this one: then files are replaced one by one. InputError for one inside this one, and for one in
+        which weights lie that would be taken for these.
         """
-        folder = Path(folder)
+        folder, shards = Path(folder), set(self.files.values())
         if strange := sorted(set(changed) - set(self.files)):
             raise ValueError(f"{strange[0]} is not in {self.folder}")
         if self.folder.resolve() in folder.resolve().parents:
             raise InputError(f"{folder}: expected a folder outside of {self.folder}, of which it will be a copy")
+        mine = shards if self.index is None else shards | {_INDEX}
+        if strange := sorted({path.name for path in folder.glob("model*.safetensors*")} - mine):
+            raise InputError(f"{folder / strange[0]}: another model's weights lie there")
         folder.mkdir(parents=True, exist_ok=True)
-        shards, total = set(self.files.values()), 0
+        total = 0
         for place in sorted(shards):
             total += self._save_shard(place, folder / place, changed)
         for source in _others(self.folder, shards | {_INDEX}):
@@ -99,38 +107,40 @@ class Shards:
 
     def _save_shard(self, place: str, target: Path, changed: Mapping[str, torch.Tensor]) -> int:
         """Write one file again; returns its tensors' bytes."""
-        state = load_file(self.folder / place)
-        new = {name: changed[name].detach().cpu().contiguous() for name in state if name in changed}
-        for name, tensor in new.items():
-            if tensor.shape != state[name].shape:
-                raise ValueError(f"{name}: expected {[*state[name].shape]}, got {[*tensor.shape]}")
-        if new:
+        state = {}
+        with safe_open(self.folder / place, framework="pt") as file:
+            for name in file.keys():
+                if name not in changed:
+                    state[name] = file.get_tensor(name)
+                    continue
+                state[name] = changed[name].detach().cpu().contiguous()
+                if [*state[name].shape] != (shape := file.get_slice(name).get_shape()):
+                    raise ValueError(f"{name}: expected {shape}, got {[*state[name].shape]}")
+        if set(state) & set(changed):
             unfinished = target.with_name(f".{target.name}.unfinished")
-            save_file(state | new, unfinished, metadata={"format": "pt"})
+            save_file(state, unfinished, metadata={"format": "pt"})
             os.replace(unfinished, target)
         else:
             _copy(self.folder / place, target)
-        return sum(tensor.nbytes for tensor in (state | new).values())
+        return sum(tensor.nbytes for tensor in state.values())
 
 
-def build(make: Callable[[], nn.Module], state: dict[str, torch.Tensor], where: str) -> nn.Module:
-    """A network with these weights, none of them drawn or held twice; `make` makes it, `where` begins a complaint.
-
-    InputError unless state has exactly the network's names and shapes.
-    """
+def without_weights(make: Callable[[], nn.Module]) -> nn.Module:
+    """The network that `make` makes, its parameters without memory until `load_state_dict(…, assign=True)`."""
     with init_empty_weights():
-        network = make()
-    expected = network.state_dict()
-    if lacking := sorted(set(expected) - set(state)):
+        return make()
+
+
+def check_fit(network: nn.Module, shapes: Mapping[str, Sequence[int]], where: str) -> None:
+    """InputError unless weights of these shapes are exactly the network's; `where` begins the complaint."""
+    expected = {name: [*tensor.shape] for name, tensor in network.state_dict().items()}
+    if lacking := sorted(set(expected) - set(shapes)):
         raise InputError(f"{where}: the weights lack {lacking[0]}")
-    if strange := sorted(set(state) - set(expected)):
-        raise InputError(f"{where}: the weights hold {strange[0]}, for which the model of config.json has no place")
-    for name, tensor in state.items():
-        if tensor.shape != expected[name].shape:
-            shapes = f"expected {[*expected[name].shape]} by config.json, got {[*tensor.shape]}"
-            raise InputError(f"{where}: {name}: {shapes}")
-    network.load_state_dict(state, assign=True)
-    return network
+    if strange := sorted(set(shapes) - set(expected)):
+        raise InputError(f"{where}: the weights hold {strange[0]}, for which the model has no place")
+    for name, shape in shapes.items():
+        if [*shape] != expected[name]:
+            raise InputError(f"{where}: {name}: expected the shape {expected[name]}, got {[*shape]}")
 
 
 def _names(file: Path) -> list[str]:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import Qwen2ForCausalLM
 
-from elocute.data.shards import Shards, build
+from elocute.data.shards import Shards, check_fit, without_weights
 from elocute.errors import InputError
 from elocute.models.minicpm_o.audio import AudioEncoder, AudioProjector
 from elocute.models.minicpm_o.config import MiniCPMOConfig
@@ -47,9 +47,10 @@ class MiniCPMO(nn.Module):
     ) -> "MiniCPMO":
         """Load parts of a folder, on the CPU. dtype "auto": the weights' own. InputError names what does not fit."""
         config, source = open_folder(folder)
-        if unknown := set(parts) - set(PARTS):
-            raise ValueError(f"parts: expected {', '.join(PARTS)}, got {sorted(unknown)[0]}")
-        return cls(config, source, {part: _load_part(part, config, source, dtype) for part in parts}).eval()
+        made = make_parts(config, source, parts)
+        for part, network in made.items():
+            network.load_state_dict(source.read(f"{part}.", dtype, skip=_CARRIED), assign=True)
+        return cls(config, source, made).eval()
 
     def save(self, folder: str | Path) -> None:
         """Write a folder as the published one: the same files, the loaded parts' tensors in the type they now have.
@@ -74,22 +75,29 @@ def open_folder(folder: str | Path) -> tuple[MiniCPMOConfig, Shards]:
     known = tuple(f"{part}." for part in PARTS) + _CARRIED
     if strange := [name for name in source.names() if not name.startswith(known)]:
         raise InputError(f"{folder}: the weights hold {strange[0]}, for which a MiniCPM-o 2.6 has no place")
-    if (text := "tts.emb_text.weight") in source.files:  # the original fixes its size, whatever the config says
-        config = replace(config, tts=replace(config.tts, num_text_tokens=source.shape(text)[0]))
+    if text := source.shapes("tts.emb_text.weight"):  # the original fixes its size, whatever the config says
+        config = replace(config, tts=replace(config.tts, num_text_tokens=text[""][0]))
     return config, source
 
 
-def _load_part(part: str, config: MiniCPMOConfig, source: Shards, dtype: torch.dtype | str) -> nn.Module:
-    make = {
-        "llm": lambda: Qwen2ForCausalLM(config.llm),
-        "apm": lambda: AudioEncoder(config.audio, config.attention_chunk),
-        "audio_projection_layer": lambda: AudioProjector(
-            config.audio.encoder_ffn_dim // 4, config.llm.hidden_size, config.audio_pool_step
-        ),
-        "tts": lambda: ConditionalChatTTS(config.tts),
-    }[part]
-    prefix = f"{part}."
-    state = source.read(prefix, dtype, skip=_CARRIED)
-    if not state:
-        raise InputError(f"{source.folder}: the weights have no part {part}")
-    return build(make, state, f"{source.folder}: {part}")
+def make_parts(config: MiniCPMOConfig, source: Shards, parts: Iterable[str] = PARTS) -> dict[str, nn.Module]:
+    """The parts without their weights. InputError unless the weights that lie there are exactly theirs."""
+    made = {}
+    for part in parts:
+        made[part] = without_weights(lambda part=part: _make(part, config))
+        if not (shapes := source.shapes(f"{part}.", skip=_CARRIED)):
+            raise InputError(f"{source.folder}: the weights have no part {part}")
+        check_fit(made[part], shapes, f"{source.folder}: {part}")
+    return made
+
+
+def _make(part: str, config: MiniCPMOConfig) -> nn.Module:
+    if part == "llm":
+        return Qwen2ForCausalLM(config.llm)
+    if part == "apm":
+        return AudioEncoder(config.audio, config.attention_chunk)
+    if part == "audio_projection_layer":  # the original takes the encoder's width to be a quarter of its MLP's
+        return AudioProjector(config.audio.encoder_ffn_dim // 4, config.llm.hidden_size, config.audio_pool_step)
+    if part == "tts":
+        return ConditionalChatTTS(config.tts)
+    raise ValueError(f"parts: expected {', '.join(PARTS)}, got {part}")

@@ -1,9 +1,9 @@
 """How MiniCPM-o 2.6's speech decoder draws its codes, as pure functions of logits, and the loop that does it.
 
-Frame t's four codes are drawn independently. Each codebook has its temperature; then all but the first frame keep the
-likeliest codes, top-p before top-k. The end code is banned in the first 10 of every 25 frames: the original draws 25
-in a call, and forbids the end at the start of every call, wherever the utterance stands. These rules are the behaviour
-policy; what they do to the distribution must be in the log-probs of both sampling and training.
+Frame t's four codes are drawn independently. Each codebook has its temperature; then, but for the very first frame,
+only the likeliest codes are kept, top-p before top-k. The end code is banned in the first 10 of every 25 frames: the
+original draws 25 in a call, and forbids the end at the start of every call, wherever the utterance stands. These rules
+are the behaviour policy; what they do to the distribution must be in the log-probs of both sampling and training.
 """
 
 import math
@@ -60,7 +60,11 @@ class Speech:
 
 
 def behaviour_logits(logits: torch.Tensor, frames: torch.Tensor, sampling: SpeechSampling) -> torch.Tensor:
-    """Logits [B, T, num_vq, V] of these frames, int64 [T] from 0 → those drawn from, float32; −∞ can not be drawn."""
+    """Logits [B, T, num_vq, V] of these frames, int64 [T] from 0 → those drawn from, float32; −∞ is never drawn.
+
+    What the rules exclude has a log-prob of −∞: select the actions before anything is multiplied by a mask, and train
+    on codes drawn by other weights or rules under `SpeechSampling.plain`, as off-policy.
+    """
     warped = logits.float() / torch.tensor(sampling.temperatures, device=logits.device)[:, None]
     first = (frames == 0)[:, None, None]
     warped = torch.where(first, warped, _most_likely(warped, sampling))

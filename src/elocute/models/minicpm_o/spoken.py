@@ -1,7 +1,8 @@
 """From the LLM's answer to what the speech decoder reads, and which cells of both are actions.
 
 The decoder reads `[Stts][spk_emb]{text}[Etts][PAD]…`, R + 2 slots; a text of R tokens or more is cut to R and loses its
-[Etts]. R is streaming_text_reserved_len, 300.
+[Etts]. R is streaming_text_reserved_len, 300. The text is read as it is; the original's streaming mode, which is not
+built, also spells out digits and drops asterisks.
 """
 
 from dataclasses import dataclass
@@ -37,6 +38,14 @@ def cells(prompt: int, answer: torch.Tensor, codes: torch.Tensor, tokens: Contro
     """
     text = torch.cat([torch.zeros(prompt, dtype=torch.bool), _up_to(torch.isin(answer, _terminators(answer, tokens)))])
     return Cells(text, _up_to((codes == eos).any(-1))[:, None].expand(codes.shape).clone())
+
+
+def target_codes(codes: torch.Tensor, eos: int) -> torch.Tensor:
+    """A recording's codes int64 [T, num_vq] as a supervised target, [T+1, num_vq]: the end in every codebook behind it.
+
+    What marks the end in the original's own training is not published; in sampling any one codebook is enough.
+    """
+    return torch.cat([codes, codes.new_full((1, codes.shape[1]), eos)])
 
 
 def spoken_ids(answer: torch.Tensor, tokens: ControlTokens) -> torch.Tensor:

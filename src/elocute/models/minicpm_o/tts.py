@@ -67,7 +67,7 @@ class ConditionalChatTTS(nn.Module):
             attention_mask=_additive(mask, audio.dtype),
             use_cache=False,
         ).last_hidden_state
-        return states[:, slots:]
+        return states[:, slots : slots + codes.shape[1]]
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """States [..., D] → what each codebook's code is drawn from, [..., num_vq, num_audio_tokens]."""
@@ -147,13 +147,14 @@ class SpeechCache:
 
 
 class SpeakerProjector(nn.Module):
-    """The LLM's state at <|spk|> [B, llm_dim] → the voice's embedding [B, D], of length 1."""
+    """The LLM's state at <|spk|> [B, llm_dim], in any type → the voice's embedding [B, D], of length 1."""
 
     def __init__(self, llm_dim: int, width: int):
         super().__init__()
         self.linear1, self.linear2 = nn.Linear(llm_dim, width), nn.Linear(width, width)
 
     def forward(self, state: torch.Tensor) -> torch.Tensor:
+        state = state.to(self.linear1.weight.dtype)  # the decoder may be in float32 behind an LLM in bfloat16
         return F.normalize(self.linear2(F.relu(self.linear1(state))), dim=-1)
 
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from elocute.data.audio import resample
-from elocute.data.shards import Shards, build
+from elocute.data.shards import Shards, check_fit, without_weights
 from elocute.errors import InputError
 from elocute.speech.chat_tts.dvae import Dvae, DvaeShape
 from elocute.speech.chat_tts.mel import SAMPLE_RATE, LogMel
@@ -41,7 +41,7 @@ class ChatTTSCodec:
         InputError for what is missing or does not fit.
         """
         folder = Path(folder)
-        dvae, vocos = load_dvae(Shards.open(folder), folder), Vocos.load(folder / VOCOS)
+        dvae, vocos = load_dvae(Shards.open(folder)), Vocos.load(folder / VOCOS)
         if (bins := vocos.backbone.embed.in_channels) != dvae.shape.bins:
             raise InputError(f"{folder / VOCOS}: expected {dvae.shape.bins} mel bins as the DVAE has, got {bins}")
         return cls(dvae, vocos)
@@ -85,14 +85,17 @@ class ChatTTSCodec:
         return sound.clamp(-1, 1).cpu().numpy()
 
 
-def load_dvae(shards: Shards, folder: Path) -> Dvae:
+def load_dvae(shards: Shards) -> Dvae:
     """The DVAE alone, in float32. InputError unless the folder's weights hold all of it."""
-    state = shards.read(PREFIX, torch.float32)
+    shapes = shards.shapes(PREFIX)
     try:
-        shape = DvaeShape.of(state)
+        shape = DvaeShape.of(shapes)
     except (KeyError, IndexError) as error:
-        raise InputError(f"{folder}: the weights lack {PREFIX}{error.args[0]}") from error
-    return build(lambda: Dvae(shape), state, f"{folder}: {PREFIX[:-1]}")
+        raise InputError(f"{shards.folder}: the weights lack {PREFIX}{error.args[0]}") from error
+    dvae = without_weights(lambda: Dvae(shape))
+    check_fit(dvae, shapes, f"{shards.folder}: {PREFIX[:-1]}")
+    dvae.load_state_dict(shards.read(PREFIX, torch.float32), assign=True)
+    return dvae
 
 
 def _digest(dvae: Dvae) -> str:

@@ -1,15 +1,18 @@
-"""ChatTTS's DVAE as MiniCPM-o 2.6 has it: log-mel ⇄ four codes of 625 every two frames (46.875 frames a second).
+"""ChatTTS's DVAE as MiniCPM-o 2.6 has it: log-mel ⇄ four codes of 625 every two mel frames (46.875 frames a second).
 
     decode   codes of group g → its two residual codes as vectors: digit_k = (index // 5^k) mod 5, value (digit − 2)/2;
              z_g = value(first) + value(second)/4, W_g·z_g + b_g; both groups side by side, [1024, T]
              → mel frame 2t is the first 512 channels of frame t, 2t+1 the last → ConvNeXt stack → conv → · coef
-    encode   mel / coef → two convs, the second of stride 2 → ConvNeXt stack → per group four numbers z = W'_g·x + b'_g
-             q(z) = round(2.002·tanh z)/2, first = q(z), second = q((z − first)/(1/4)); index = Σ (2q + 2)·5^k
+    encode   mel / coef → two convs with GELU, the second of stride 2 → ConvNeXt stack → per group four numbers
+             z = W'_g·x + b'_g, q(z) = round(2.002·tanh z)/2, first = q(z), second = q((z − first)/(1/4));
+             index = Σ (2q + 2)·5^k
 
+The published names do not show whether an activation follows the second of the two convs; as in ChatTTS, GELU does.
 Groups and residuals: codebook 2g + r. (Finite scalar quantisation: Mentzer et al. 2023; ConvNeXt: Liu et al. 2022.)
 One utterance at a time: the convolutions would see the padding of another.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,16 +40,17 @@ class DvaeShape:
     digits: int = 4
 
     @classmethod
-    def of(cls, state: dict[str, torch.Tensor]) -> "DvaeShape":
-        """Of published weights. KeyError when one that tells is missing."""
+    def of(cls, shapes: Mapping[str, Sequence[int]]) -> "DvaeShape":
+        """By the shapes of published weights. KeyError when one that tells is missing."""
+        bottleneck, width, _ = shapes["decoder.conv_in.0.weight"]
         return cls(
-            bins=state["coef"].shape[1],
-            width=state["decoder.conv_in.0.weight"].shape[1],
-            hidden=state["decoder.conv_in.2.weight"].shape[0],
-            bottleneck=state["decoder.conv_in.0.weight"].shape[0],
-            layers=_count(state, "decoder.decoder_block."),
-            groups=_count(state, "vq_layer.quantizer.rvqs."),
-            digits=state["vq_layer.quantizer.rvqs.0.project_in.weight"].shape[0],
+            bins=shapes["coef"][1],
+            width=width,
+            hidden=shapes["decoder.conv_in.2.weight"][0],
+            bottleneck=bottleneck,
+            layers=_count(shapes, "decoder.decoder_block."),
+            groups=_count(shapes, "vq_layer.quantizer.rvqs."),
+            digits=shapes["vq_layer.quantizer.rvqs.0.project_in.weight"][0],
         )
 
 
@@ -158,5 +162,6 @@ class Block(nn.Module):
         return x + y.transpose(1, 2)
 
 
-def _count(state: dict[str, torch.Tensor], prefix: str) -> int:
-    return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})
+def _count(names: Iterable[str], prefix: str) -> int:
+    """How many parts are numbered behind a prefix."""
+    return len({name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix)})

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from elocute.data.shards import build
+from elocute.data.shards import check_fit, without_weights
 from elocute.errors import InputError
 from elocute.speech.chat_tts.mel import LogMel
 
@@ -42,8 +42,10 @@ class Vocos(nn.Module):
             n_fft = len(state["head.out.bias"]) - 2
         except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
             raise InputError(f"{file}: not the weights of a Vocos: {error}") from error
-        state = {name: tensor.float() for name, tensor in state.items()}
-        return build(lambda: cls(bins, width, inner, layers, n_fft), state, str(file)).eval()
+        vocos = without_weights(lambda: cls(bins, width, inner, layers, n_fft))
+        check_fit(vocos, {name: tensor.shape for name, tensor in state.items()}, str(file))
+        vocos.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+        return vocos.eval()
 
     def save(self, file: str | Path) -> None:
         """Write what `load` reads."""
