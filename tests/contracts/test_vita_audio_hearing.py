@@ -77,12 +77,12 @@ def test_what_a_row_is_padded_with_does_not_matter(hearing):
 
 
 def test_positions_in_bfloat16_lose_their_unit():
-    """Training heard it so: mean error of the sinusoids 0.002 at place 10, 0.05 at 257, 0.11 at 599."""
+    """Training heard it so: mean error of row 10 of the sinusoids 0.002, of row 257 0.05, of row 599 0.11."""
     exact = Sinusoids()(torch.zeros(1, 600, 560, dtype=torch.float64))[0]
     rounded = Sinusoids()(torch.zeros(1, 600, 560, dtype=torch.bfloat16))[0]
     assert rounded.dtype == torch.bfloat16
     errors = (rounded.double() - exact).abs().mean(1)
-    found = [round(errors[place - 1].item(), digits) for place, digits in ((10, 3), (257, 2), (599, 2))]
+    found = [round(errors[row].item(), digits) for row, digits in ((10, 3), (257, 2), (599, 2))]
     assert found == [0.002, 0.05, 0.11]
     plain = Sinusoids()(torch.zeros(1, 600, 560))[0]
     assert (plain.double() - exact).abs().max() < 1e-3

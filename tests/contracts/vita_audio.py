@@ -125,8 +125,10 @@ def audio_weights() -> dict[str, torch.Tensor]:
     state |= norm_weights(f"{encoder}.after_norm", STATE) | norm_weights(f"{encoder}.tp_norm", STATE)
     projector = "model.audio_projection"
     state |= norm_weights(f"{projector}.pre_proj_layernorm", STATE)
-    return state | linear(f"{projector}.mlp.0", WIDTH, STATE, bias=False) | linear(
-        f"{projector}.mlp.2", WIDTH, WIDTH, bias=False
+    return (
+        state
+        | linear(f"{projector}.mlp.0", WIDTH, STATE, bias=False)
+        | linear(f"{projector}.mlp.2", WIDTH, WIDTH, bias=False)
     )
 
 

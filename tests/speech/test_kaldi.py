@@ -84,8 +84,10 @@ def test_frames_are_stacked_by_seven_every_six(count):
 
 @given(st.integers(400, 9000))
 def test_there_are_as_many_features_as_announced(samples):
-    assert len(stack_frames(fbank(torch.zeros(samples)))) == n_features(samples) == math.ceil(
-        (1 + (samples - 400) // 160) / 6
+    assert (
+        len(stack_frames(fbank(torch.zeros(samples))))
+        == n_features(samples)
+        == math.ceil((1 + (samples - 400) // 160) / 6)
     )
 
 
@@ -172,5 +174,5 @@ def test_a_tone_stays_the_tone_it_was():
 
 def test_the_triangles_cover_the_range():
     triangles = kaldi.mel_triangles()
-    assert triangles.shape == (80, 257) and (triangles.sum(1) > 0).all()
-    assert triangles[:, 0].sum() == 0 and triangles[:, 256].abs().sum() < 1e-6
+    assert triangles.shape == (80, 256) and (triangles.sum(1) > 0).all()
+    assert triangles[:, 0].sum() == 0 and triangles.max() <= 1

@@ -1,14 +1,14 @@
 """The front end of FunASR's encoders (SenseVoice): Kaldi's log-mel frames, stacked to a low rate and normalised.
 
-    x        = 32768 · waveform in frames of 25 ms every 10 ms, only whole ones; minus the frame's mean;
-               x[t] − 0.97 x[t−1] (the first sample stands before itself); a symmetric Hamming window; 512-point FFT
-    fbank    = ln max(ε, Σ power · triangle) in 80 triangles, equally wide in mel = 1127 ln(1 + Hz / 700), 20–8000 Hz
-    stacked  = 7 frames side by side, every 6 frames; three copies of the first frame stand before it, the last repeats
-    features = (stacked + shift) · rescale,  both read from am.mvn
+x        = 32768 · waveform in frames of 25 ms every 10 ms, only whole ones; minus the frame's mean;
+           x[t] − 0.97 x[t−1] (the first sample stands before itself); a symmetric Hamming window; 512-point FFT
+fbank    = ln max(ε, Σ power · triangle) in 80 triangles, equally wide in mel = 1127 ln(1 + Hz / 700), 20–8000 Hz
+stacked  = 7 frames side by side, every 6 frames; three copies of the first frame stand before it, the last repeats
+features = (stacked + shift) · rescale,  both read from am.mvn
 """
 
 from dataclasses import dataclass
-from math import ceil, gcd
+from math import ceil, gcd, log
 from pathlib import Path
 
 import numpy as np
@@ -71,18 +71,21 @@ def fbank(waveform: Tensor, dither: float = 0.0, generator: torch.Generator | No
     frames = frames - frames.mean(1, keepdim=True)
     frames = frames - 0.97 * torch.cat([frames[:, :1], frames[:, :-1]], 1)
     frames = frames * torch.hamming_window(_FRAME, periodic=False)
-    power = torch.fft.rfft(frames, _FFT).abs().pow(2)
+    power = torch.fft.rfft(frames, _FFT).abs().pow(2)[:, :-1]
     return (power @ mel_triangles().T).clamp(min=torch.finfo(torch.float32).eps).log()
 
 
 def mel_triangles() -> Tensor:
-    """float32 [80, 257]: the weight of every FFT bin in every mel band."""
-    hz = torch.arange(_FFT // 2 + 1, dtype=torch.float64) * SAMPLE_RATE / _FFT
-    low, high = _mel(torch.tensor([_LOW_HZ, SAMPLE_RATE / 2], dtype=torch.float64)).tolist()
-    edges = torch.linspace(low, high, N_MELS + 2, dtype=torch.float64)[:, None]
-    left, centre, right = edges[:-2], edges[1:-1], edges[2:]
-    rising, falling = (_mel(hz) - left) / (centre - left), (right - _mel(hz)) / (right - centre)
-    return torch.minimum(rising, falling).clamp(min=0).float()
+    """float32 [80, 256]: the weight of every FFT bin below the highest in every mel band.
+
+    In float32 and with log(1 + x), as torchaudio computes them: the rounding of narrow bands is heard.
+    """
+    hz = torch.arange(_FFT // 2) * (SAMPLE_RATE / _FFT)
+    place = 1127 * torch.log(1 + hz / 700)
+    low, high = (1127 * log(1 + edge / 700) for edge in (_LOW_HZ, SAMPLE_RATE / 2))
+    step, band = (high - low) / (N_MELS + 1), torch.arange(N_MELS)[:, None]
+    left, centre, right = (low + (band + edge) * step for edge in (0.0, 1.0, 2.0))
+    return torch.minimum((place - left) / (centre - left), (right - place) / (right - centre)).clamp(min=0)
 
 
 def stack_frames(frames: Tensor) -> Tensor:
@@ -135,7 +138,3 @@ def resample(waveform: Tensor, from_rate: int, to_rate: int) -> Tensor:
 
 def _n_frames(samples: int) -> int:
     return max(0, 1 + (samples - _FRAME) // _HOP)
-
-
-def _mel(hz: Tensor) -> Tensor:
-    return 1127 * torch.log1p(hz / 700)

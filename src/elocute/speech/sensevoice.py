@@ -117,10 +117,11 @@ class Sinusoids(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, width] → [1, T, width]."""
-        half, kind = x.shape[2] // 2, {"dtype": x.dtype, "device": x.device}
-        step = torch.log(torch.tensor(10000.0, **kind)) / (half - 1)
-        scales = torch.exp(torch.arange(half, **kind) * -step)
-        angles = torch.arange(1, x.shape[1] + 1, **kind)[:, None] * scales
+        half, device = x.shape[2] // 2, x.device
+        step = torch.log(torch.tensor(10000.0, dtype=x.dtype, device=device)) / (half - 1)
+        # Counted in integers and rounded then: torch's own bfloat16 ranges round otherwise.
+        scales = torch.exp(torch.arange(half, device=device).to(x.dtype) * -step)
+        angles = torch.arange(1, x.shape[1] + 1, device=device).to(x.dtype)[:, None] * scales
         return torch.cat([angles.sin(), angles.cos()], 1)[None]
 
 

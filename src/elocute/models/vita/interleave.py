@@ -40,7 +40,9 @@ def interleave(
     if begins == ends == 0:
         return content
     if begins != 1 or ends != 1 or content.index(end) < content.index(begin):
-        raise InputError(f"{where}: expected its speech in one run between two markers, got {begins} and {ends} of them")
+        raise InputError(
+            f"{where}: expected its speech in one run between two markers, got {begins} and {ends} of them"
+        )
     start, stop = content.index(begin), content.index(end)
     text, units = content[:start] + content[stop + 1 :], content[start + 1 : stop]
     if not units:

@@ -46,9 +46,7 @@ class UserAudio(nn.Module):
         self.front_end, self.encoder, self.projector = front_end, encoder, projector
 
     @classmethod
-    def load(
-        cls, folder: str | Path, *, dtype: torch.dtype | str = torch.float32, dither: float = 0.0
-    ) -> "UserAudio":
+    def load(cls, folder: str | Path, *, dtype: torch.dtype | str = torch.float32, dither: float = 0.0) -> "UserAudio":
         """From a Plus folder, without its LLM. dtype "auto": the weights' own; dither: see `speech.kaldi.FrontEnd`.
 
         InputError for a folder of another kind, or where something lacks or does not fit.
