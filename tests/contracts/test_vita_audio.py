@@ -13,7 +13,15 @@ from transformers import FunAsrNanoEncoderConfig, Qwen2Config, Qwen2ForCausalLM
 
 from elocute.errors import InputError
 from elocute.models.vita import (
-    UserAudio, VitaConfig, VitaPlusConfig, is_mtp, load_network, read_beside, read_config, read_mode, save,
+    UserAudio,
+    VitaConfig,
+    VitaPlusConfig,
+    is_mtp,
+    load_network,
+    read_beside,
+    read_config,
+    read_mode,
+    save,
     write_audio,
 )  # fmt: skip
 from elocute.models.vita.network import VitaForCausalLM

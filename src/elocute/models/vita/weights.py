@@ -83,7 +83,7 @@ class Checkpoint:
 
 
 def check_network(folder: str | Path) -> VitaConfig:
-    """Check an LLM's config and the names and shapes of its weights; nothing is allocated. InputError says the first."""
+    """Check an LLM's config and its weights' names and shapes; nothing is allocated. InputError says what is wrong."""
     folder = Path(folder)
     config = read_config(folder)
     with torch.device("meta"):
