@@ -33,8 +33,8 @@ class Checkpoint:
         named: dict[str, str] | None = None
         if index.is_file():
             named = read_json(index).get("weight_map")
-            if not isinstance(named, dict):
-                raise InputError(f"{index}: weight_map: missing")
+            if not (isinstance(named, dict) and all(isinstance(file, str) for file in named.values())):
+                raise InputError(f"{index}: weight_map: expected every weight's file")
         files = sorted(set(named.values())) if named is not None else ["model.safetensors"]
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._file_of: dict[str, Path] = {}
