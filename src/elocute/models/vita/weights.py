@@ -128,8 +128,7 @@ def save(
     if network.config.hears_features != (audio is not None):
         raise ValueError("the user audio's weights are saved with Plus, and with no other")
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in [folder / INDEX, *folder.glob("model*.safetensors")]:
-        stale.unlink(missing_ok=True)
+    # Also removes what an earlier save left under these names.
     save_torch_state_dict(dict(network.state_dict()) | dict(audio or {}), folder, max_shard_size=max_shard_size)
     said = json.loads(beside["config.json"]) | {"torch_dtype": str(network.dtype).removeprefix("torch.")}
     said.pop("dtype", None)  # a later transformers' name for the same
