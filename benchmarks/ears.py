@@ -8,6 +8,7 @@ benchmarks/results/ears.json and the table in the docs.
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -92,12 +93,13 @@ def markdown(values: dict) -> str:
         found = [of[kind] for of in ears.values()]
         cells = [f"{_percent(one)} | {one['cpu_seconds']:.2f}" for one in found]
         lines.append(f"| {found[0]['n']} {label}, {found[0]['mean_seconds']:.1f} s | " + " | ".join(cells) + " |")
-    made_up = " | ".join(f"words in {of['wordless']} | – " for of in ears.values())
-    lines.append(f"| {values['wordless']} of noise, hum or silence | {made_up}|")
+    made_up = " | ".join(f"words in {of['wordless']} | –" for of in ears.values())
+    lines.append(f"| {values['wordless']} of noise, hum or silence | {made_up} |")
     lines += [
         "",
-        f"`{values['command']}` on {values['machine']}, {values['date']}; WER in percent with its 95 % interval over "
-        "recordings, CPU seconds an utterance. The voices are the starter's, which are synthetic.",
+        f"`{values['command']}` on {values['machine']}, {values['date']}, load average {values['load_average']:.0f}. WER in "
+        "percent with its 95 %",
+        "interval over recordings, CPU seconds an utterance. The voices are the starter's, which are synthetic.",
     ]
     return "\n".join(lines)
 
@@ -114,6 +116,7 @@ def main() -> None:
     if not args.table:
         recordings, silent = spoken(), wordless()
         values = provenance("benchmarks.ears") | {"seeds": [SEED], "wordless": len(silent), "ears": {}}
+        values["load_average"] = os.getloadavg()[2]  # a busy machine's CPU seconds are longer
         values["versions"] |= {name: version(name) for name in ("pocketsphinx", "faster-whisper", "ctranslate2")}
         for name, opened in EARS.items():
             ear = opened()
