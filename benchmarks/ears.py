@@ -97,8 +97,8 @@ def markdown(values: dict) -> str:
     lines.append(f"| {values['wordless']} of noise, hum or silence | {made_up} |")
     lines += [
         "",
-        f"`{values['command']}` on {values['machine']}, {values['date']}, load average {values['load_average']:.0f}. WER in "
-        "percent with its 95 %",
+        f"`{values['command']}` on {values['machine']}, {values['date']}, load average {values['load_average']:.0f}. "
+        "WER in percent with its 95 %",
         "interval over recordings, CPU seconds an utterance. The voices are the starter's, which are synthetic.",
     ]
     return "\n".join(lines)
