@@ -51,6 +51,9 @@ def test_what_decides_is_what_counts_gates_or_listens(tmp_path):
     assert found(run_of(tmp_path / "gates", asr, rule), ear) == ["clear"]
     assert found(run_of(tmp_path / "listens", listen=sphinx), ear) == ["listen"]
     assert found(run_of(tmp_path / "another", listen=sphinx), {"kind": "transformers", "path": "/"}) == []
+    whisper = {"kind": "faster_whisper", "path": None, "workers": 2}
+    heard_by = run_of(tmp_path / "whisper", {"kind": "asr", "ear": whisper})
+    assert found(heard_by, ear) == [] and found(heard_by, whisper | {"workers": 1}) == ["asr"]
     assert found(run_of(tmp_path / "judge", listen=sphinx), {"kind": "asr", "ear": ear}) == ["listen"]
 
 

@@ -10,6 +10,8 @@ from rich.console import Console
 from elocute.cli.options import AsJson
 from elocute.errors import InputError
 
+PACKAGED_EAR = "whisper-tiny.en"
+
 
 def evaluate(
     target: Annotated[Path, typer.Argument(metavar="RECIPE_OR_RUN_OR_MODEL", help="A model folder, a run, a recipe.")],
@@ -26,7 +28,7 @@ def evaluate(
     ] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="Only the first n rows or prompts.")] = None,
     ear: Annotated[
-        Path | None, typer.Option(help="A Whisper or CTC folder that listens; default: PocketSphinx.")
+        str | None, typer.Option(help="A Whisper or CTC folder, or whisper-tiny.en; default: PocketSphinx.")
     ] = None,
     vocabulary: Annotated[Path | None, typer.Option(help="All that PocketSphinx may hear (closed domains).")] = None,
     allow_trained: Annotated[
@@ -171,14 +173,20 @@ def _say_trained_against(values: dict) -> None:
         print(f"{option} decided the run (there: {name}): what it finds is what was trained for")
 
 
-def _ear(folder: Path | None, vocabulary: Path | None):
-    from elocute.recipe.rewards import PocketSphinxSpec, TransformersEarSpec
+def _ear(name: str | None, vocabulary: Path | None):
+    from elocute.recipe.rewards import FasterWhisperSpec, PocketSphinxSpec, TransformersEarSpec
 
-    if folder is not None and vocabulary is not None:
+    if name is not None and vocabulary is not None:
         raise InputError("--vocabulary: only PocketSphinx takes one; leave out --ear or --vocabulary")
-    for option, path, there in (("--ear", folder, Path.is_dir), ("--vocabulary", vocabulary, Path.is_file)):
-        if path is not None and not there(path):
-            raise InputError(f"{option}: no such {'folder' if option == '--ear' else 'file'}: {path}")
-    if folder is not None:
-        return TransformersEarSpec(kind="transformers", path=folder)
-    return PocketSphinxSpec(kind="pocketsphinx", vocabulary=vocabulary)
+    if vocabulary is not None and not vocabulary.is_file():
+        raise InputError(f"--vocabulary: no such file: {vocabulary}")
+    if name is None:
+        return PocketSphinxSpec(kind="pocketsphinx", vocabulary=vocabulary)
+    if name == PACKAGED_EAR:
+        return FasterWhisperSpec(kind="faster_whisper")
+    folder = Path(name)
+    if not folder.is_dir():
+        raise InputError(f"--ear: no such folder: {folder}")
+    if (folder / "model.bin").is_file():  # CTranslate2's weights; transformers' are *.safetensors
+        return FasterWhisperSpec(kind="faster_whisper", path=folder)
+    return TransformersEarSpec(kind="transformers", path=folder)

@@ -20,7 +20,7 @@ from elocute.evaluation.spoken_qa import answer_all, by_column, judge_all, summa
 from elocute.evaluation.statistics import Estimate
 from elocute.models import SpeechLM, check_answers_questions, check_model, load_speaker
 from elocute.recipe import load_recipe
-from elocute.recipe.rewards import EarSpec, PocketSphinxSpec
+from elocute.recipe.rewards import EarSpec, FasterWhisperSpec, PocketSphinxSpec
 from elocute.rewards.build import build_ear
 from elocute.rewards.identity import digests
 from elocute.rewards.rule import right_answers
@@ -32,7 +32,7 @@ SOUNDS = 24
 
 
 def read_eval_rows(path: Path, limit: int | None, ear: EarSpec, prompt_seconds: float | None = None) -> list[Example]:
-    """The (first `limit`) rows of a file, checked for their right answers; so is the ear's vocabulary."""
+    """The (first `limit`) rows of a file, checked for their right answers; the ear is known to work."""
     check_ear(ear)
     rows = read_rows(path, prompt_seconds)[:limit]
     check_rows(rows, lambda row: right_answers(row, "answer"))
@@ -40,9 +40,8 @@ def read_eval_rows(path: Path, limit: int | None, ear: EarSpec, prompt_seconds: 
 
 
 def check_ear(ear: EarSpec) -> None:
-    """InputError for a vocabulary that PocketSphinx cannot hear; what takes long to open is opened when it is used."""
-    if isinstance(ear, PocketSphinxSpec):
-        build_ear(ear).close()
+    """InputError for an ear that cannot be opened: no such folder or package, a vocabulary that cannot be heard."""
+    build_ear(ear).close()
 
 
 def read_eval(path: Path) -> dict:
@@ -96,7 +95,7 @@ def record(earlier: dict, name: str, metrics: dict[str, Estimate], *, model: Pat
         "ear": describe_ear(ear),
         "ear_digests": digests(ear),
         "seed": seed,
-        "versions": earlier.get("versions", {}) | {name: {package: version(package) for package in PACKAGES}},
+        "versions": earlier.get("versions", {}) | {name: versions(ear)},
         "model_digest": earlier.get("model_digest", {}) | {name: digest_folder(model)},
         name: to_json(metrics),
     }
@@ -108,10 +107,18 @@ def digest_rows(path: Path, examples: Sequence[Example]) -> str:
     return hashlib.sha256("\n".join(map(digest_file, (path, *recordings))).encode()).hexdigest()
 
 
+def versions(ear: EarSpec | None = None) -> dict[str, str]:
+    """Of the packages that measure, and of those that only this ear needs."""
+    listening = ("faster-whisper", "ctranslate2") if isinstance(ear, FasterWhisperSpec) else ()
+    return {package: version(package) for package in (*PACKAGES, *listening)}
+
+
 def describe_ear(ear: EarSpec) -> str:
     """Who listened, for people."""
     if isinstance(ear, PocketSphinxSpec):
         return f"PocketSphinx, bundled en-us model, {'closed' if ear.vocabulary else 'open'} vocabulary"
+    if isinstance(ear, FasterWhisperSpec):
+        return f"faster-whisper: {ear.path or 'tiny.en'}"
     return f"transformers: {ear.path}"
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
 
@@ -29,12 +28,12 @@ from elocute.evaluation.continuation_suite import (
     write_continuations,
 )
 from elocute.evaluation.evaluate import (
-    PACKAGES,
     check_target,
     describe_ear,
     digest_rows,
     ear_option,
     to_json,
+    versions,
     write_eval,
 )
 from elocute.evaluation.independent import check_independent, trained_against
@@ -210,6 +209,7 @@ def evaluate_continuation(
         "seeds": {"sampling": how.seed, "bootstrap": continuation.SEED},
         "prompt_seconds": how.seconds,
         **asdict(how.sampling),
+        "versions": versions(listeners.ear),
         "ear": describe_ear(listeners.ear),
         "ear_digests": digests(listeners.ear),
         "trained_against": trained_against(model, listeners.evaluators()),
@@ -257,7 +257,7 @@ def _header(suite: str, model: Path, codec_digest: str, data_digest: str) -> dic
         "model_digest": digest_folder(model),
         "codec_digest": codec_digest,
         "data_digest": data_digest,
-        "versions": {package: version(package) for package in PACKAGES},
+        "versions": versions(),
     }
 
 
