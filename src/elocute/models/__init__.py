@@ -1,6 +1,6 @@
 """Speech LMs. A new one is a file here, and one line where `load_model` chooses."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -10,7 +10,7 @@ from elocute.data.types import Example
 from elocute.errors import InputError
 from elocute.models import interleaved, tts_lm, unit_lm
 from elocute.models.interleaved import InterleavedLM
-from elocute.models.speech_lm import SpeechLM, read_settings
+from elocute.models.speech_lm import PUBLISHED, SpeechLM, beside, read_settings
 from elocute.models.tts_lm import TtsLM
 from elocute.models.unit_lm import UnitLM
 
@@ -26,10 +26,8 @@ _VOCABULARIES = {"interleaved": interleaved.load_vocabulary, "units": unit_lm.lo
 def load_model(folder: str | Path, *, dtype: torch.dtype | str = torch.float32) -> SpeechLM:
     """Load a speech LM by its folder, on the CPU. dtype "auto": the weights' own."""
     kind = kind_of(folder)
-    if kind == "kimi_audio":
-        from elocute.models.kimi_lm import KimiLM  # brings Whisper: a second that other models need not wait
-
-        return KimiLM.load(folder, dtype=dtype)
+    if kind in PUBLISHED.values():
+        return _published(kind)[0].load(folder, dtype=dtype)
     return _CLASSES[kind].load(folder, dtype=dtype)
 
 
@@ -41,10 +39,8 @@ def check_model(folder: str | Path, examples: Sequence[Example] = ()) -> None:
     kind = kind_of(folder)
     if kind == "tts":
         check_rows(examples, tts_lm.load_template(folder).row_ids)
-    elif kind == "kimi_audio":
-        from elocute.models import kimi_lm
-
-        kimi_lm.load_vocabulary(Path(folder))
+    elif kind in PUBLISHED.values():
+        _published(kind)[1](Path(folder))
     else:
         _VOCABULARIES[kind](Path(folder))
 
@@ -58,10 +54,8 @@ def check_answers_questions(folder: str | Path) -> None:
 def codec_folder(folder: str | Path) -> Path:
     """Where the codec lies with which a model hears."""
     folder = Path(folder)
-    if kind_of(folder) == "kimi_audio":
-        from elocute.models.kimi_lm import speech_tokenizer
-
-        return speech_tokenizer(folder).resolve()
+    if kind_of(folder) in PUBLISHED.values():
+        return beside(folder, "speech_tokenizer", "glm-4-voice-tokenizer").resolve()
     return (folder / read_settings(folder)["codec"]).resolve()
 
 
@@ -77,3 +71,15 @@ def load_speaker(folder: str | Path) -> SpeechLM:
 def kind_of(folder: str | Path) -> str:
     """One of KINDS, as the folder's elocute.json says, or its config.json where it was published so."""
     return read_settings(Path(folder)).get("kind", "interleaved")
+
+
+def _published(kind: str) -> tuple[type[SpeechLM], Callable[[Path], object]]:
+    """A published model's class, and what reads all of its folder but weights and sound; they bring Whisper with them,
+    a second that other models need not wait."""
+    if kind == "kimi_audio":
+        from elocute.models import kimi_lm
+
+        return kimi_lm.KimiLM, kimi_lm.load_vocabulary
+    from elocute.models import vita_lm
+
+    return vita_lm.VitaLM, vita_lm.load_vocabulary

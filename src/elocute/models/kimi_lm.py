@@ -26,7 +26,7 @@ from elocute.errors import InputError, naming
 from elocute.models import kimi
 from elocute.models.batch import Batch, States
 from elocute.models.layout import Tokens
-from elocute.models.speech_lm import SpeechLM, units_of
+from elocute.models.speech_lm import SpeechLM, beside, units_of
 from elocute.speech.kimi.codec import KimiCodec
 from elocute.speech.kimi.whisper import WhisperFeatures
 
@@ -297,16 +297,7 @@ def load_vocabulary(folder: Path) -> tuple[kimi.KimiTokenizer, kimi.Marks, kimi.
 
 def speech_tokenizer(folder: Path) -> Path:
     """The folder of the tokenizer of what is heard. InputError when there is none."""
-    file = folder / "elocute.json"
-    said = json.loads(file.read_text()).get("speech_tokenizer") if file.is_file() else None
-    places = [folder / said] if said else [folder / TOKENIZER, folder.resolve().parent / TOKENIZER]
-    found = next((place for place in places if (place / "config.json").is_file()), None)
-    if found is None:
-        raise InputError(
-            f"{places[-1]}: expected the tokenizer of GLM-4-Voice there (THUDM/glm-4-voice-tokenizer), with which "
-            "Kimi-Audio hears"
-        )
-    return found
+    return beside(folder, "speech_tokenizer", TOKENIZER)
 
 
 def _steps(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,10 +18,9 @@ def states(lm, batch: Batch, *, share_prompts: bool) -> list[States]:
 
 def _shared(lm, batch: Batch) -> torch.Tensor:
     """States [B, T, D] before each answer token."""
-    prompt_ids, prompt_mask = padded(batch.prompts, batch.answer_ids.device)
-    prompt, cache = lm.hidden(
-        input_ids=prompt_ids, attention_mask=prompt_mask, position_ids=_positions(prompt_mask), use_cache=True
-    )
+    inputs = lm.prompt_inputs(batch.prompts, batch.answer_ids.device)
+    prompt_mask = inputs["attention_mask"]
+    prompt, cache = lm.hidden(**inputs, position_ids=_positions(prompt_mask), use_cache=True)
     first = prompt[batch.owner, -1:]
     if batch.answer_ids.shape[1] == 1:
         return first
@@ -39,11 +38,13 @@ def _shared(lm, batch: Batch) -> torch.Tensor:
 
 def _joined(lm, batch: Batch) -> torch.Tensor:
     """The same in one pass, each answer behind its own copy of the prompt."""
-    prompt_ids, prompt_mask = padded(batch.prompts, batch.answer_ids.device)
-    ids = torch.cat([prompt_ids[batch.owner], batch.answer_ids], 1)
-    mask = torch.cat([prompt_mask[batch.owner], batch.answer_mask], 1)
-    hidden, _ = lm.hidden(input_ids=ids, attention_mask=mask, position_ids=_positions(mask), use_cache=False)
-    return hidden[:, prompt_mask.shape[1] - 1 : -1]
+    inputs = lm.prompt_inputs(batch.prompts, batch.answer_ids.device)
+    mask = torch.cat([inputs["attention_mask"][batch.owner], batch.answer_mask], 1)
+    [(name, prompt)] = [(name, tensor) for name, tensor in inputs.items() if name != "attention_mask"]
+    answer = batch.answer_ids if name == "input_ids" else lm.core().get_input_embeddings()(batch.answer_ids)
+    whole = {name: torch.cat([prompt[batch.owner], answer], 1), "attention_mask": mask}
+    hidden, _ = lm.hidden(**whole, position_ids=_positions(mask), use_cache=False)
+    return hidden[:, prompt.shape[1] - 1 : -1]
 
 
 class Decoder:
@@ -54,9 +55,10 @@ class Decoder:
 
     def __init__(self, lm, prompts: Sequence[torch.Tensor], group_size: int):
         self.lm = lm
-        ids, mask = padded(prompts, lm.head().weight.device)
+        inputs = lm.prompt_inputs(prompts, lm.head().weight.device)
+        mask = inputs["attention_mask"]
         positions = _positions(mask)
-        hidden, self.cache = lm.hidden(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True)
+        hidden, self.cache = lm.hidden(**inputs, position_ids=positions, use_cache=True)
         self.cache.batch_repeat_interleave(group_size)
         self.mask = mask.repeat_interleave(group_size, 0)
         self.position = positions[:, -1].repeat_interleave(group_size)

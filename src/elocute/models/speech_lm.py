@@ -19,8 +19,12 @@ from elocute.models.layout import Layout
 from elocute.speech import Codec
 from elocute.speech.codec import BrokenUnits
 
-KINDS = ("interleaved", "units", "tts", "kimi_audio")
-PUBLISHED = {"MoonshotKimiaForCausalLM": "kimi_audio"}
+KINDS = ("interleaved", "units", "tts", "kimi_audio", "vita_audio")
+PUBLISHED = {
+    "MoonshotKimiaForCausalLM": "kimi_audio",
+    "Qwen2MTPForCausalLM": "vita_audio",
+    "Qwen2MTPSenseVoiceForCausalLM": "vita_audio",
+}
 """Architectures of published folders that need no elocute.json, and their kinds."""
 _SPARE = re.compile(r"(^|\.)(rotary_emb\.inv_freq|decoder\.version)$")
 """What old checkpoints hold beside the weights: computed buffers, OPT's mark of its version."""
@@ -87,6 +91,11 @@ class SpeechLM:
             out = self.trunk()(**inputs)
         return out.last_hidden_state.to(head.dtype), out.past_key_values
 
+    def prompt_inputs(self, prompts: Sequence, device) -> dict[str, torch.Tensor]:
+        """Prompts on the right of padding, as the network takes them: `input_ids` or `inputs_embeds`, the mask."""
+        ids, mask = one_stream.padded(prompts, device)
+        return {"input_ids": ids, "attention_mask": mask}
+
     def head(self) -> torch.nn.Module:
         """The vocabulary head, one linear layer."""
         return self.core().get_output_embeddings()
@@ -144,6 +153,19 @@ def _published_kind(config: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return PUBLISHED.get(architecture)
+
+
+def beside(folder: Path, key: str, name: str) -> Path:
+    """A folder that a published model needs: where `key` of elocute.json says, else `name` in its folder or beside it.
+
+    InputError when there is none.
+    """
+    said = read_settings(folder).get(key)
+    places = [folder / said] if said else [folder / name, folder.resolve().parent / name]
+    found = next((place for place in places if place.is_dir()), None)
+    if found is None:
+        raise InputError(f"{places[-1]}: expected {name} there, with which {folder.name} speaks and hears")
+    return found
 
 
 def read_settings(folder: Path) -> dict:

@@ -165,7 +165,7 @@ def check_head(lm: SpeechLM, folder) -> None:
 
     The head is made to say numbers far apart: they must come out as they are, and the trunk's output must go in.
     """
-    ids = torch.tensor([[lm.layout.first_unit, lm.layout.first_unit + 1]])
+    ids = torch.tensor([[0, 1]], device=lm.head().weight.device)
     said: list[torch.Tensor] = []
 
     def say(_module, inputs, output):
