@@ -1,4 +1,4 @@
-"""Trains the starter's listeners, two small classifiers that hear emotion and speed: `python -m starter.train_listener`.
+"""Trains the starter's listeners, small classifiers that hear emotion and speed: `python -m starter.train_listener`.
 
 They are who evaluates the TTS model's labels, and no reward: audio spectrogram transformers (Gong et al. 2021) from
 nothing, on joe's recordings as the codec gives them back. They are measured on recordings they were not trained on
