@@ -2,11 +2,12 @@
 
     python -m benchmarks.rlaif_spa --jobs 2
 
-Variants, all from starter/tts_lm, on the same neutral sentences, for as many steps: word errors alone; the paper's sum of
-word errors and matching labels; rewards scaled in their group, words before style; the same with each wrong word's speech
-blamed by itself. And an audit: three judges that cannot help, with which nothing must be learned (judges.py). Each is
-measured on other sentences: words by Whisper, labels by classifiers, none of which was a reward. What is finished is not
-done again. Needs the extra `faster-whisper`. The table: benchmarks/results/rlaif_spa.json, and in docs/prosody-rewards.md.
+Variants, all from starter/tts_lm, on the same neutral sentences, for as many steps: word errors alone; the paper's sum
+of word errors and matching labels; rewards scaled in their group, words before style; the same with each wrong word's
+speech blamed by itself. And an audit: three judges that cannot help, with which nothing must be learned (judges.py).
+Each is measured on other sentences: words by Whisper, labels by classifiers, none of which was a reward. What is
+finished is not done again. Needs the extra `faster-whisper`. The table: benchmarks/results/rlaif_spa.json, and in
+docs/prosody-rewards.md.
 """
 
 from dataclasses import dataclass

@@ -46,8 +46,8 @@ def write(runs: Path, seeds: Sequence[int], steps: int) -> None:
 
 def markdown(values: dict) -> str:
     lines = [
-        f"Made by `{values['command']}`: {len(values['seeds'])} seeds, {values['steps']} steps, mean ± 95 % interval over "
-        "seeds.",
+        f"Made by `{values['command']}`: {len(values['seeds'])} seeds, {values['steps']} steps, mean ± 95 % interval "
+        "over seeds.",
         "",
         "| reward | WER | labels heard as asked | F0 range, semitones | broken | paper's: WER, emotion |",
         "|---" * 6 + "|",
