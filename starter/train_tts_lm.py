@@ -95,6 +95,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     torch.manual_seed(asked.seed)
+    asked.out.mkdir(parents=True, exist_ok=True)  # codec and schema are sought from there
     rows, held_out = read_rows(asked.data), read_rows(asked.held_out)
     codec, schema = StarterCodec.load(HERE / "codec"), load_schema(HERE / "expressive" / "schema.yaml")
     labels = [SETTINGS["label_token"].format(dimension=name, label=label)
