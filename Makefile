@@ -2,6 +2,7 @@
 # make test         run the tests
 # make lint         check the style
 # make judges       install the local judges of continuations, which recipes/starter/align_slm.yaml needs
+# make whisper      install the ear faster_whisper with Whisper tiny.en (150 MB; make test installs it, too)
 # make starter      build the starter's worlds, codecs and base models anew, in place of the shipped ones (takes hours)
 #
 # Every target builds .venv first, from requirements.lock; PYTHON chooses the interpreter, RUN the quick start's folder:
@@ -16,8 +17,9 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 READY := $(VENV)/ready
 STARTER_READY := $(VENV)/ready-starter
 JUDGES_READY := $(VENV)/ready-judges
+WHISPER_READY := $(VENV)/ready-whisper
 
-.PHONY: quickstart test lint judges starter
+.PHONY: quickstart test lint judges whisper starter
 
 # A finished run is shown again and never written over; a run that was stopped goes on.
 quickstart: $(READY)
@@ -31,13 +33,15 @@ quickstart: $(READY)
 		$(VENV)/bin/elocute train $(RECIPE) run_dir=$(RUN); \
 	fi
 
-test: $(READY)
+test: $(READY) $(WHISPER_READY)
 	$(VENV)/bin/python -m pytest
 
 lint: $(READY)
 	$(VENV)/bin/python -m ruff check .
 
 judges: $(JUDGES_READY)
+
+whisper: $(WHISPER_READY)
 
 starter: $(STARTER_READY)
 	$(VENV)/bin/python -m starter.train_codec --out starter/codec
@@ -69,4 +73,8 @@ $(STARTER_READY): requirements-starter.lock $(READY)
 
 $(JUDGES_READY): requirements-judges.lock $(READY)
 	$(PIP) install --no-deps --requirement requirements-judges.lock
+	@touch $@
+
+$(WHISPER_READY): requirements-whisper.lock $(READY)
+	$(PIP) install --requirement requirements-whisper.lock
 	@touch $@

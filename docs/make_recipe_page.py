@@ -11,6 +11,7 @@ from pathlib import Path
 from elocute.recipe import Recipe
 
 COMMON = ("name", "weight", "gate")  # keys of every reward
+AS_REWARDS = "evaluation.labels"  # holds entries that stand under rewards
 PAGE = Path(__file__).with_name("recipe.md")
 BEGIN, END = "<!-- keys: written by make_recipe_page.py -->", "<!-- end of the keys -->"
 
@@ -43,6 +44,8 @@ class Writer:
     def below(self, field: dict, place: str, level: str) -> list[str]:
         """The tables of the sections that a key holds."""
         names = sections_in(field)
+        if place == AS_REWARDS:
+            return []
         if place == "rewards":
             lines = self.section(names[0], "", f"{level} rewards: keys of every kind", COMMON)
             for name in names:
@@ -68,12 +71,18 @@ class Writer:
                 default = f"`kind: {kind}`" if kind else "its own"
             kinds = [f"`{kind}`" for kind in map(self.kind_of, sections_in(field)) if kind]
             meaning = f"`kind`: {', '.join(kinds)}" if kinds else "see below"
+            if place == AS_REWARDS:
+                meaning = f"{said(field)} {meaning}"
         else:
-            meaning = " ".join(field.get("description", "").split())
+            meaning = said(field)
             if not meaning:
                 raise ValueError(f"{name}.{key}: the schema does not say what it means")
-            meaning = re.sub(r"docs/([a-z-]+\.md)", r"[\1](\1)", meaning)
         return f"| `{place}` | {type_of(field)} | {default} | {meaning} |"
+
+
+def said(field: dict) -> str:
+    """What the schema says under a key, with links to the pages it names."""
+    return re.sub(r"docs/([a-z-]+\.md)", r"[\1](\1)", " ".join(field.get("description", "").split()))
 
 
 def options_of(field: dict) -> list[dict]:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from elocute.cli.evaluate import _ear
 from elocute.cli.options import resume_command
+from elocute.recipe.rewards import FasterWhisperSpec, TransformersEarSpec
 from tests.training.preferences import preference_rows, write_rows
 
 RECIPE = "recipes/starter/wavalign.yaml"
@@ -56,6 +58,15 @@ def test_wrong_input_is_one_line_and_status_2(words, said):
     assert done.returncode == 2
     assert said in done.stderr and "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_an_ear_by_its_name_or_by_its_folder(tmp_path):
+    (tmp_path / "ctranslate2").mkdir()
+    (tmp_path / "ctranslate2/model.bin").touch()
+    assert _ear("whisper-tiny.en", None) == FasterWhisperSpec(kind="faster_whisper")
+    own = FasterWhisperSpec(kind="faster_whisper", path=tmp_path / "ctranslate2")
+    assert _ear(str(tmp_path / "ctranslate2"), None) == own
+    assert _ear(str(tmp_path), None) == TransformersEarSpec(kind="transformers", path=tmp_path)
 
 
 def test_every_bad_row_is_named(model, tmp_path):

@@ -7,6 +7,7 @@ import re
 import sys
 import tomllib
 from importlib.metadata import packages_distributions, requires
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,6 @@ from packaging.requirements import Requirement
 import elocute
 
 PROJECT = tomllib.loads(Path("pyproject.toml").read_text())["project"]
-LOCKS = ("requirements.lock", "requirements-starter.lock", "requirements-judges.lock")
 OF_CUDA = re.compile(r"nvidia-|cuda-|triton")  # they come with one of torch's builds, which pins them itself
 
 
@@ -68,6 +68,7 @@ def needed(wanted: list[str]) -> set[str]:
         ("requirements.lock", ["dev"]),
         ("requirements-starter.lock", ["dev", "starter"]),
         ("requirements-judges.lock", ["dev", "local-judges"]),
+        ("requirements-whisper.lock", ["dev", "faster-whisper"]),
     ],
 )
 def test_defect_14_everything_needed_is_pinned_within_its_range(lock, extras):
@@ -82,6 +83,12 @@ def test_defect_14_everything_needed_is_pinned_within_its_range(lock, extras):
 def test_defect_align_2_what_the_requirements_require_is_pinned_too():
     found = needed(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"])
     assert {"torch", "tokenizers", "pytest"} <= found and found - pinned("requirements.lock").keys() == set()
+
+
+@pytest.mark.skipif(find_spec("faster_whisper") is None, reason="the extra faster-whisper is missing")
+def test_what_the_extra_faster_whisper_requires_is_pinned_too():
+    found = needed(PROJECT["optional-dependencies"]["faster-whisper"])
+    assert {"av", "ctranslate2"} <= found and found - pinned("requirements-whisper.lock").keys() == set()
 
 
 def test_defect_14_every_import_is_a_declared_dependency():

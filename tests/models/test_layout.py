@@ -66,4 +66,4 @@ def test_a_cut_answer_has_no_end_where_it_needs_none():
 
 def test_speech_only_starts_with_speech():
     cursor = Cursor(make("speech-only"))
-    assert cursor.forced() == 8
+    assert cursor.forced() == (8,)

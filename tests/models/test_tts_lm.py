@@ -15,9 +15,9 @@ from elocute.data.cache import EncodedAudio
 from elocute.data.types import AudioRef, Example, Message
 from elocute.errors import InputError
 from elocute.models import TtsLM, check_model, load_model
+from elocute.models.batch import make_batch
 from elocute.objectives.tokens import scope_mask
 from elocute.rollout import Sampling, sample_groups
-from elocute.training.batch import make_batch
 from elocute.training.policy import Policy
 from tests.models.tts_folders import CONTEXT, PROMPTS, TOKENS, tts_lm
 

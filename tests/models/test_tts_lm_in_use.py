@@ -84,8 +84,12 @@ def test_verbs_that_ask_refuse_a_model_that_reads(model, tiny_lm, tmp_path):
     said = f"^{model}: a TTS model reads a text aloud, it answers no questions; see elocute speak$"
     with pytest.raises(InputError, match=said):
         elocute("chat", model, "--text", "who?", "-o", tmp_path / "x.wav")
+    questions = "starter/data/heldout.jsonl"
     with pytest.raises(InputError, match=said):
-        elocute("eval", model, "--data", "starter/data/heldout.jsonl", "-o", tmp_path / "out")
+        elocute("eval", model, "--suite", "spoken-qa", "--data", questions, "-o", tmp_path / "out")
+    said = f"{questions}:2: messages: expected one, the text to speak, and no audio; got 1 and 1 audios"
+    with pytest.raises(InputError, match=said):
+        elocute("eval", model, "--data", questions, "-o", tmp_path / "out")
     recipe = ["recipes/starter/wavalign.yaml", f"model={model}", f"run_dir={tmp_path / 'run'}"]
     for more in (["--dry-run"], []):
         with pytest.raises(InputError, match=said):

@@ -12,9 +12,9 @@ from elocute.cli import app
 from elocute.data.audio import load_audio, save_wav
 from elocute.errors import InputError
 from elocute.models import UnitLM, load_model
+from elocute.models.batch import make_batch
 from elocute.recipe import load_recipe
 from elocute.rollout import Sampling, sample_groups
-from elocute.training.batch import make_batch
 from elocute.training.policy import Policy
 from elocute.training.trainer import Trainer
 from tests.models.unit_folders import network, settings, slamkit, twist

@@ -81,3 +81,27 @@ def test_tables_fit_80_columns():
     values = {side: {name: estimate(0.4, 0.3, 0.5, 1000) for name in METRICS} for side in ("before", "after")}
     text = shown(values, width=80)
     assert "Word errors of the speech" in text and "−14.1 to +14.1" in text and "…" not in text
+
+
+def test_a_paired_test_decides_where_there_is_one():
+    values = evaluation("wer", (0.40, 0.33, 0.47), (0.36, 0.30, 0.43)) | {"paired": {"wer": {"p": 0.0002, "n": 200}}}
+    (change,) = compare(values)
+    assert change.verdict == "better" and change.shown_p == "p < 0.001" and "p < 0.001" in shown(values, width=80)
+    values["paired"]["wer"]["p"] = 0.2
+    assert compare(values)[0].verdict == "no clear change"
+    for paired in ([], {"wer": 0.2}, {"wer": {"n": 3}}):
+        if paired:
+            with pytest.raises(InputError, match="eval.json: paired: expected"):
+                compare(values | {"paired": paired})
+
+
+def test_what_is_neither_good_nor_bad_is_more_or_less():
+    (change,) = compare(evaluation("f0_range", (6.0, 5.5, 6.5), (4.0, 3.6, 4.4)))
+    assert change.verdict == "less" and "6.00 st" in shown(evaluation("f0_range", (6.0, 5.5, 6.5), (4.0, 3.6, 4.4)))
+    assert "−2.00" in shown(evaluation("f0_range", (6.0, 5.5, 6.5), (4.0, 3.6, 4.4)))
+
+
+def test_each_dimension_stands_below_all_labels():
+    names = ("wer", "label_alignment/speed", "label_alignment", "label_alignment/emotion", "no_such_metric")
+    found = compare({"after": {name: estimate(0.4, 0.3, 0.5) for name in names}})
+    assert [change.metric.label for change in found] == ["Word errors", "Labels heard", "… emotion", "… speed"]

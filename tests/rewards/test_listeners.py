@@ -62,6 +62,21 @@ def test_labels_are_mapped_and_added(classifier):
         EmotionReward("emotion", classifier, label_map={"Happy": ["glad"]}, device="cpu")
 
 
+def test_the_label_heard_is_by_the_rows_name_for_it(classifier):
+    plain = EmotionReward("emotion", classifier, device="cpu")
+    outcomes = {label: plain([spoken(SOUNDS[1], label)])[0] for label in ("neutral", "happy", "sad")}
+    best = max(outcomes, key=lambda label: outcomes[label].value)
+    others = [label for label in outcomes if label != best]
+    assert all(outcome.detail == {"heard": {"emotion": best}} for outcome in outcomes.values())
+    assert plain([spoken(SOUNDS[1], best.upper())])[0].detail == {"heard": {"emotion": best.upper()}}
+    mapped = EmotionReward("emotion", classifier, label_map={"Own": [best]}, device="cpu")
+    for asked in ("Own", others[0]):
+        assert mapped([spoken(SOUNDS[1], asked)])[0].detail == {"heard": {"emotion": "Own"}}
+    assert plain.dimensions == ("emotion",)
+    with pytest.raises(InputError, match="label_map: Happy: expected the model's label of this name in its list"):
+        EmotionReward("emotion", classifier, label_map={"Happy": ["sad"]}, device="cpu")
+
+
 def test_other_rates_and_no_sound(classifier):
     reward = EmotionReward("emotion", classifier, device="cpu")
     slow = np.repeat(SOUNDS[0], 3)  # the same voice, three times as many samples a second

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from elocute.errors import InputError
+from elocute.models.batch import make_batch
 from elocute.rollout import Sampling, sample_groups
 from elocute.rollout.sampler import draw
-from elocute.training.batch import make_batch
 from elocute.training.policy import Policy
 
 PROMPTS = [torch.tensor([301, 302, 303]), torch.tensor([301, 400, 401, 402, 403, 404, 405])]

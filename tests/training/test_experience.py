@@ -146,7 +146,7 @@ def test_defect_10_earlier_assistant_turns_are_context_and_never_targets(folder,
     lm, [example] = trainer.lm, read_rows(rows)
     target = lm.encode_target(example, EncodedAudio(lm.codec))
     assert batch.targets.tolist() == target.ids[target.action].tolist()
-    context = batch.prompt_ids[0].tolist()
+    context = batch.prompts[0].tolist()
     for _role, content in messages:
         assert set(lm.tokenizer.encode(content)) <= set(context)
     assert torch.equal(batch.answer_ids[0], target.ids)

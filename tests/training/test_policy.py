@@ -20,11 +20,11 @@ from transformers import (
 
 from elocute.errors import InputError
 from elocute.models import load_model
+from elocute.models.batch import Batch, make_batch
 from elocute.models.interleaved import InterleavedLM
 from elocute.models.layout import Tokens
 from elocute.recipe import Recipe, load_recipe
 from elocute.rollout import Sampling, sample_groups
-from elocute.training.batch import Batch, make_batch
 from elocute.training.policy import Policy, Reference, check_head, kl_per_token, load_policy
 from elocute.training.trainer import Trainer
 

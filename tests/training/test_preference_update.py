@@ -181,7 +181,7 @@ def test_a_pair_is_one_micro_batch_at_least_and_runs_its_prompt_once(whole, monk
         setting.update.micro_batch = micro_batch
         batches.clear()
         setting.update(setting.pairs)
-        assert [len(batch.prompt_ids) for batch in batches] == pairs
+        assert [len(batch.prompts) for batch in batches] == pairs
         assert [len(batch.answer_ids) for batch in batches] == [2 * n for n in pairs]
     setting.policy.zero_grad()
 

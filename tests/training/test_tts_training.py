@@ -104,13 +104,14 @@ def test_defect_rlaif_2_the_prompt_is_in_context_and_first_and_last_token_are_tr
     # Each of these tokens moves the gradient, and what stands before it is the row's own text and labels.
     logp = trainer.raw_policy(batch)[0]
     assert all(torch.autograd.grad(value, trainer.lm.head().weight, retain_graph=True)[0].any() for value in logp[:3])
-    prompts = {tuple(ids[mask.bool()].tolist()) for ids, mask in zip(batch.prompt_ids, batch.prompt_mask, strict=True)}
-    assert prompts == {tuple(rollout.prompt.tolist()) for rollout in experience.rollouts}
+    assert {tuple(prompt.tolist()) for prompt in batch.prompts} == {
+        tuple(rollout.prompt.tolist()) for rollout in experience.rollouts
+    }
     vocabulary = trainer.lm.tokenizer.get_vocab()
-    other = batch.prompt_ids.clone()
-    other[other == vocabulary["<|speed:Fast|>"]] = vocabulary["<|speed:Slow|>"]
+    fast, slow = (vocabulary[f"<|speed:{label}|>"] for label in ("Fast", "Slow"))
+    others = [torch.where(prompt == fast, slow, prompt) for prompt in batch.prompts]
     with torch.no_grad():
-        changed = trainer.raw_policy(replace(batch, prompt_ids=other))[0]
+        changed = trainer.raw_policy(replace(batch, prompts=others))[0]
     assert (changed != logp)[batch.columns == 1].all() and (changed - logp).abs().max() > 1e-4
 
 

@@ -49,21 +49,19 @@ def train(
 
 def _dry_run(recipe, resume: bool, as_json: bool) -> None:
     from elocute.data.rows import check_rows, read_rows
-    from elocute.evaluation.evaluate import read_eval_rows
-    from elocute.models import check_answers_questions, check_model
+    from elocute.models import check_model
     from elocute.recipe import dump_recipe
     from elocute.recipe.schema import Dpo
     from elocute.training.pairs import check_answers
+    from elocute.training.run import read_held_out
     from elocute.training.run_folder import RunFolder
 
     RunFolder(recipe.run_dir).check(recipe, resume=resume)
     examples = read_rows(recipe.data.train, recipe.data.prompt_seconds)
     held_out = read_rows(recipe.data.dev, recipe.data.prompt_seconds) if recipe.data.dev else []
     rows = {"data.train": len(examples)} | ({"data.dev": len(held_out)} if held_out else {})
-    if recipe.data.eval:
-        check_answers_questions(recipe.model)
-        limit, ear = recipe.evaluation.rows, recipe.evaluation.ear
-        rows["data.eval"] = len(read_eval_rows(recipe.data.eval, limit, ear, recipe.data.prompt_seconds))
+    if evaluated := read_held_out(recipe):
+        rows["data.eval"] = len(evaluated)
     if isinstance(recipe.objective, Dpo):
         check_rows(examples, lambda example: check_answers(example, recipe.objective.mode))
         check_rows(held_out, lambda example: check_answers(example, "offline"))

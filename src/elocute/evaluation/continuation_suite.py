@@ -6,7 +6,7 @@ those the ear heard. Everything is kept for people: prompts, continuations, tran
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,7 +28,8 @@ from elocute.evaluation.continuation import (
     mean_estimate,
     seq_rep,
 )
-from elocute.evaluation.statistics import Estimate, wilson
+from elocute.evaluation.pieces import PIECE, Progress, in_pieces
+from elocute.evaluation.statistics import Estimate, share
 from elocute.models import SpeechLM
 from elocute.rewards.asr import Ear, hear
 from elocute.rewards.outcome import Invalid, Outcome, Reward, Scored, Unavailable
@@ -41,9 +42,6 @@ METRICS = (
     "distinct_1", "distinct_2", "empty_transcripts", "broken_audio", "words", "units", "seconds",
 )  # fmt: skip
 """What is measured of every model; judges bring their own names."""
-BATCH = 32
-"""Prompts at a time: continued, heard and judged."""
-Progress = Callable[[str, int, int, dict], None]
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def continue_all(
     seed: int,
     out: Path,
     *,
-    batch: int = BATCH,
+    batch: int = PIECE,
     progress: Progress = lambda *_: None,
 ) -> list[Continuation]:
     """One continuation of each prompt, heard; WAVs under out/prompts and out/continuations.
@@ -156,17 +154,8 @@ def _hear(stage: str, utterances: Sequence[Utterance], ear: Ear, progress: Progr
     nobody = Example("", ())
     proper = [index for index, one in enumerate(utterances) if not one.broken and len(one.waveform)]
     answers = [Answer(nobody, utterances[index]) for index in proper]
-    heard = dict(zip(proper, _in_pieces(stage, answers, lambda piece: hear(ear, piece), progress), strict=True))
+    heard = dict(zip(proper, in_pieces(stage, answers, lambda piece: hear(ear, piece), progress), strict=True))
     return [heard.get(index, "").strip() for index in range(len(utterances))]
-
-
-def _in_pieces(stage: str, items: Sequence, do: Callable[[Sequence], list], progress: Progress) -> list:
-    """`do` on pieces of the items, in their order: people see it go on, and a judge's deadline is for one piece."""
-    found = []
-    for start in range(0, len(items), BATCH):
-        found += do(items[start : start + BATCH])
-        progress(stage, len(found), len(items), {})
-    return found
 
 
 # ---- measures ------------------------------------------------------------------------------------------------------
@@ -180,7 +169,7 @@ def judge(
     answers = [Answer(one.example, one.utterance) for one, there in zip(continuations, known, strict=True) if there]
     outcomes = {}
     for reward in rewards:
-        own = _in_pieces(reward.name, answers, lambda piece, reward=reward: list(reward(piece)), progress)
+        own = in_pieces(reward.name, answers, lambda piece, reward=reward: list(reward(piece)), progress)
         if len(own) != len(answers):
             raise RunError(f"judge {reward.name}: {len(own)} outcomes for {len(answers)} continuations")
         judged = iter(own)
@@ -235,11 +224,6 @@ def measure(
         found[name] = mean_estimate([outcome.value for outcome in own if isinstance(outcome, Scored)])
         found[f"{name}_unscored"] = share([not isinstance(outcome, Scored) for outcome in own])
     return found
-
-
-def share(hits: Sequence[bool]) -> Estimate:
-    """A share with Wilson's interval."""
-    return Estimate(sum(hits) / len(hits), len(hits), wilson(sum(hits), len(hits)))
 
 
 def why_unscored(outcomes: dict[str, list[Outcome]]) -> dict[str, dict[str, int]]:

@@ -20,7 +20,7 @@ from elocute.evaluation.spoken_qa import answer_all, by_column, judge_all, summa
 from elocute.evaluation.statistics import Estimate
 from elocute.models import SpeechLM, check_answers_questions, check_model, load_speaker
 from elocute.recipe import load_recipe
-from elocute.recipe.rewards import EarSpec, PocketSphinxSpec
+from elocute.recipe.rewards import EarSpec, FasterWhisperSpec, PocketSphinxSpec
 from elocute.rewards.build import build_ear
 from elocute.rewards.identity import digests
 from elocute.rewards.rule import right_answers
@@ -32,12 +32,16 @@ SOUNDS = 24
 
 
 def read_eval_rows(path: Path, limit: int | None, ear: EarSpec, prompt_seconds: float | None = None) -> list[Example]:
-    """The (first `limit`) rows of a file, checked for their right answers; so is the ear's vocabulary."""
-    if isinstance(ear, PocketSphinxSpec):
-        build_ear(ear).close()
+    """The (first `limit`) rows of a file, checked for their right answers; the ear is known to work."""
+    check_ear(ear)
     rows = read_rows(path, prompt_seconds)[:limit]
     check_rows(rows, lambda row: right_answers(row, "answer"))
     return rows
+
+
+def check_ear(ear: EarSpec) -> None:
+    """InputError for an ear that cannot be opened: no such folder or package, a vocabulary that cannot be heard."""
+    build_ear(ear).close()
 
 
 def read_eval(path: Path) -> dict:
@@ -74,23 +78,27 @@ def evaluate(
         utterances = answer_all(lm, audio, examples, sampling, seed=seed, batch=batch, progress=progress)
         rows = judge_all(examples, utterances, listener.transcribe)
     write_answers(samples, name, rows, audio, sounds=SOUNDS)
-    values = earlier | {
+    inputs = {"data_digest": digest_rows(data, examples)}
+    values = record(earlier, name, summarise(rows), model=model, ear=ear, seed=seed) | asdict(sampling) | inputs
+    for column in ("difficulty", "category"):
+        if all(column in example.columns for example in examples):
+            parts = by_column(rows, column)
+            found = {part: to_json(of) for part, of in parts.items()}
+            values[f"by_{column}"] = values.get(f"by_{column}", {}) | {name: found}
+    return values
+
+
+def record(earlier: dict, name: str, metrics: dict[str, Estimate], *, model: Path, ear: EarSpec, seed: int) -> dict:
+    """eval.json's content: `earlier`, under `name` the metrics, and what every evaluation says of how it was done."""
+    return earlier | {
         "normalisation": "elocute.data.normalise: case, punctuation, numbers as words",
         "ear": describe_ear(ear),
         "ear_digests": digests(ear),
         "seed": seed,
-        **asdict(sampling),
-        "versions": earlier.get("versions", {}) | {name: {package: version(package) for package in PACKAGES}},
-        "data_digest": digest_rows(data, examples),
+        "versions": earlier.get("versions", {}) | {name: versions(ear)},
         "model_digest": earlier.get("model_digest", {}) | {name: digest_folder(model)},
-        name: _to_json(summarise(rows)),
+        name: to_json(metrics),
     }
-    for column in ("difficulty", "category"):
-        if all(column in example.columns for example in examples):
-            parts = by_column(rows, column)
-            found = {part: _to_json(of) for part, of in parts.items()}
-            values[f"by_{column}"] = values.get(f"by_{column}", {}) | {name: found}
-    return values
 
 
 def digest_rows(path: Path, examples: Sequence[Example]) -> str:
@@ -99,10 +107,18 @@ def digest_rows(path: Path, examples: Sequence[Example]) -> str:
     return hashlib.sha256("\n".join(map(digest_file, (path, *recordings))).encode()).hexdigest()
 
 
+def versions(ear: EarSpec | None = None) -> dict[str, str]:
+    """Of the packages that measure, and of those that only this ear needs."""
+    listening = ("faster-whisper", "ctranslate2") if isinstance(ear, FasterWhisperSpec) else ()
+    return {package: version(package) for package in (*PACKAGES, *listening)}
+
+
 def describe_ear(ear: EarSpec) -> str:
     """Who listened, for people."""
     if isinstance(ear, PocketSphinxSpec):
         return f"PocketSphinx, bundled en-us model, {'closed' if ear.vocabulary else 'open'} vocabulary"
+    if isinstance(ear, FasterWhisperSpec):
+        return f"faster-whisper: {ear.path or 'tiny.en'}"
     return f"transformers: {ear.path}"
 
 
@@ -111,7 +127,8 @@ def ear_option(ear: EarSpec) -> dict[str, dict]:
     return {"--ear": ear.model_dump(mode="json")}
 
 
-def _to_json(metrics: dict[str, Estimate]) -> dict:
+def to_json(metrics: dict[str, Estimate]) -> dict:
+    """Metrics as eval.json has them."""
     return {name: estimate.to_json() for name, estimate in metrics.items()}
 
 
@@ -133,14 +150,18 @@ def check_target(target: Path, out: Path) -> Path:
 
     InputError unless `out` is free and the model loads but for its weights.
     """
-    if target.is_file():
-        model = load_recipe(target).model
-    else:
-        model = target / "model" if (target / "recipe.yaml").exists() else target
+    model = model_of(target)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"-o {out}: expected a new folder or an empty one")
     check_model(model)
     return model
+
+
+def model_of(target: Path) -> Path:
+    """The model folder that a model, a run or a recipe file stands for."""
+    if target.is_file():
+        return load_recipe(target).model
+    return target / "model" if (target / "recipe.yaml").exists() else target
 
 
 def evaluate_folder(

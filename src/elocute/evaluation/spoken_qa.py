@@ -16,7 +16,7 @@ import jiwer
 from elocute.data.cache import EncodedAudio
 from elocute.data.normalise import normalise
 from elocute.data.types import Example, Utterance
-from elocute.evaluation.statistics import Estimate, bootstrap_ratio, wilson
+from elocute.evaluation.statistics import Estimate, bootstrap_ratio, share
 from elocute.models import SpeechLM
 from elocute.rewards.rule import right_answers
 from elocute.rollout import Sampling, sample_groups, seed_of
@@ -93,9 +93,6 @@ def word_errors(reference: str, heard: str) -> int:
 
 def summarise(rows: Sequence[Row], seed: int = 0) -> dict[str, Estimate]:
     """The four metrics with their intervals."""
-
-    def share(hits: Sequence[bool]) -> Estimate:
-        return Estimate(sum(hits) / len(hits), len(hits), wilson(sum(hits), len(hits)))
 
     spoken = [row for row in rows if row.words]
     wer = Estimate(None, 0, None)

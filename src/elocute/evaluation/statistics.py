@@ -36,6 +36,11 @@ class Estimate:
         return {"value": None if self.value is None else float(self.value), "n": self.n, "ci95": ci95}
 
 
+def share(hits: Sequence[bool]) -> Estimate:
+    """The share of one or more items that are hits, with Wilson's interval."""
+    return Estimate(sum(hits) / len(hits), len(hits), wilson(sum(hits), len(hits)))
+
+
 def wilson(successes: int, n: int) -> tuple[float, float]:
     """(low, high) of a share `successes / n`, by Wilson's score interval (1927): sound also near 0 and 1."""
     if not 0 <= successes <= n or n == 0:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
 
@@ -29,17 +28,17 @@ from elocute.evaluation.continuation_suite import (
     write_continuations,
 )
 from elocute.evaluation.evaluate import (
-    PACKAGES,
     check_target,
     describe_ear,
     digest_rows,
     ear_option,
+    to_json,
+    versions,
     write_eval,
 )
 from elocute.evaluation.independent import check_independent, trained_against
 from elocute.evaluation.likelihood import Normalisation, file_logprobs, normalised
 from elocute.evaluation.pair_accuracy import accuracies, table
-from elocute.evaluation.statistics import Estimate
 from elocute.evaluation.suites import SALMON_PARTS, SUITES, Part, write_scores
 from elocute.models import UnitLM, load_speaker
 from elocute.recipe import load_rewards
@@ -59,6 +58,7 @@ OPTIONS = {
     "spoken-qa": _GENERATIVE,
     **dict.fromkeys(SUITES, {"--normalisation"}),
     "continuation": _GENERATIVE | {"--seconds", "--judge", "--text-lm"},
+    "reading": _GENERATIVE - {"--top-k", "--top-p"} | {"--labels"},
 }
 """The options that are a suite's own."""
 
@@ -126,9 +126,9 @@ def evaluate_likelihood(
         write_scores(out / scored, {file: scores[file] for file in part.files})
         values["score_files"].append(scored)
         if part.pairs is not None:
-            values["result"] |= _to_json(accuracies(kind, part, scores))
+            values["result"] |= to_json(accuracies(kind, part, scores))
             if kind.table is not None:
-                values["tables"][f"{part.name}_by_{kind.table}"] = _to_json(table(kind, part, scores))
+                values["tables"][f"{part.name}_by_{kind.table}"] = to_json(table(kind, part, scores))
     if suite == "salmon":
         values["missing_parts"] = sorted(set(SALMON_PARTS) - {part.name for part in parts})
     write_eval(out / "eval.json", values)
@@ -209,13 +209,14 @@ def evaluate_continuation(
         "seeds": {"sampling": how.seed, "bootstrap": continuation.SEED},
         "prompt_seconds": how.seconds,
         **asdict(how.sampling),
+        "versions": versions(listeners.ear),
         "ear": describe_ear(listeners.ear),
         "ear_digests": digests(listeners.ear),
         "trained_against": trained_against(model, listeners.evaluators()),
         "text_lm": listeners.text_lm,
         "text_lm_digest": None if text_lm is None else digest_path(text_lm.path),
         "text_lm_cut": {"gen_ppl": cut_alone, "gen_ppl_slamkit": cut_joined},
-        "result": _to_json(measure(found, outcomes, alone, joined)),
+        "result": to_json(measure(found, outcomes, alone, joined)),
         "judges": {name: judges[name] | {"unscored": reasons} for name, reasons in why_unscored(outcomes).items()},
     }
     write_eval(out / "eval.json", values)
@@ -256,7 +257,7 @@ def _header(suite: str, model: Path, codec_digest: str, data_digest: str) -> dic
         "model_digest": digest_folder(model),
         "codec_digest": codec_digest,
         "data_digest": data_digest,
-        "versions": {package: version(package) for package in PACKAGES},
+        "versions": versions(),
     }
 
 
@@ -264,7 +265,3 @@ def _digest(data: Path, files: Sequence[Path]) -> str:
     """Over the names and contents of the folder's files that are read; where it lies does not matter."""
     lines = (f"{digest_file(file)} {file.relative_to(data)}\0" for file in sorted(set(files)))
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
-
-
-def _to_json(metrics: dict[str, Estimate]) -> dict:
-    return {name: estimate.to_json() for name, estimate in metrics.items()}

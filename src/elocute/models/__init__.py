@@ -1,6 +1,6 @@
 """Speech LMs. A new one is a file here, and one line where `load_model` chooses."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -10,21 +10,25 @@ from elocute.data.types import Example
 from elocute.errors import InputError
 from elocute.models import interleaved, tts_lm, unit_lm
 from elocute.models.interleaved import InterleavedLM
-from elocute.models.speech_lm import SpeechLM, read_settings
+from elocute.models.speech_lm import PUBLISHED, SpeechLM, beside, read_settings
 from elocute.models.tts_lm import TtsLM
 from elocute.models.unit_lm import UnitLM
 
 __all__ = [
-    "InterleavedLM", "SpeechLM", "TtsLM", "UnitLM", "check_answers_questions", "check_model", "load_model",
-    "load_speaker",
+    "InterleavedLM", "SpeechLM", "TtsLM", "UnitLM", "check_answers_questions", "check_model", "codec_folder",
+    "kind_of", "load_model", "load_speaker",
 ]  # fmt: skip
 
 _CLASSES = {"interleaved": InterleavedLM, "units": UnitLM, "tts": TtsLM}
+_VOCABULARIES = {"interleaved": interleaved.load_vocabulary, "units": unit_lm.load_vocabulary}
 
 
-def load_model(folder: str | Path, *, dtype: torch.dtype | str = torch.float32) -> InterleavedLM | UnitLM | TtsLM:
+def load_model(folder: str | Path, *, dtype: torch.dtype | str = torch.float32) -> SpeechLM:
     """Load a speech LM by its folder, on the CPU. dtype "auto": the weights' own."""
-    return _CLASSES[_kind(folder)].load(folder, dtype=dtype)
+    kind = kind_of(folder)
+    if kind in PUBLISHED.values():
+        return _published(kind)[0].load(folder, dtype=dtype)
+    return _CLASSES[kind].load(folder, dtype=dtype)
 
 
 def check_model(folder: str | Path, examples: Sequence[Example] = ()) -> None:
@@ -32,20 +36,30 @@ def check_model(folder: str | Path, examples: Sequence[Example] = ()) -> None:
 
     examples: rows to be trained on; what a TTS model cannot speak is an InputError too, a line each.
     """
-    kind = _kind(folder)
+    kind = kind_of(folder)
     if kind == "tts":
         check_rows(examples, tts_lm.load_template(folder).row_ids)
+    elif kind in PUBLISHED.values():
+        _published(kind)[1](Path(folder))
     else:
-        (unit_lm if kind == "units" else interleaved).load_vocabulary(Path(folder))
+        _VOCABULARIES[kind](Path(folder))
 
 
 def check_answers_questions(folder: str | Path) -> None:
     """InputError for a TTS model: it reads aloud and cannot be asked."""
-    if _kind(folder) == "tts":
+    if kind_of(folder) == "tts":
         raise InputError(f"{folder}: a TTS model reads a text aloud, it answers no questions; see elocute speak")
 
 
-def load_speaker(folder: str | Path) -> InterleavedLM | UnitLM | TtsLM:
+def codec_folder(folder: str | Path) -> Path:
+    """Where the codec lies with which a model hears."""
+    folder = Path(folder)
+    if kind_of(folder) in PUBLISHED.values():
+        return beside(folder, "speech_tokenizer", "glm-4-voice-tokenizer").resolve()
+    return (folder / read_settings(folder)["codec"]).resolve()
+
+
+def load_speaker(folder: str | Path) -> SpeechLM:
     """Load a speech LM to talk with: on the first GPU in the weights' own type, else on the CPU in float32."""
     if not torch.cuda.is_available():
         return load_model(folder)
@@ -54,5 +68,18 @@ def load_speaker(folder: str | Path) -> InterleavedLM | UnitLM | TtsLM:
     return lm
 
 
-def _kind(folder: str | Path) -> str:
+def kind_of(folder: str | Path) -> str:
+    """One of KINDS, as the folder's elocute.json says, or its config.json where it was published so."""
     return read_settings(Path(folder)).get("kind", "interleaved")
+
+
+def _published(kind: str) -> tuple[type[SpeechLM], Callable[[Path], object]]:
+    """A published model's class, and what reads all of its folder but weights and sound; they bring Whisper with them,
+    a second that other models need not wait."""
+    if kind == "kimi_audio":
+        from elocute.models import kimi_lm
+
+        return kimi_lm.KimiLM, kimi_lm.load_vocabulary
+    from elocute.models import vita_lm
+
+    return vita_lm.VitaLM, vita_lm.load_vocabulary

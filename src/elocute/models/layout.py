@@ -62,6 +62,11 @@ class Layout:
         if self.answer_end is None and not self.open_ended:
             raise ValueError("an answer without answer_end is open-ended")
 
+    @property
+    def writes(self) -> bool:
+        """Do its answers hold text?"""
+        return self.ratio != "speech-only"
+
     def is_unit(self, token: int) -> bool:
         return self.first_unit <= token < self.first_unit + self.n_units
 
@@ -73,6 +78,10 @@ class Layout:
             return 0, math.inf
         return self.ratio[min(index, len(self.ratio) - 1)]
 
+    def cursor(self) -> "Cursor":
+        """An answer that has not begun."""
+        return Cursor(self)
+
     def assemble(self, text_ids: Sequence[int], units: Sequence[int], *, cut: bool = False) -> Tokens:
         """Lay out a known answer. text_ids without its end marker; units counted from 0; cut: it did not end there.
 
@@ -83,9 +92,9 @@ class Layout:
         text = iter([*text_ids, self.text_end])
         end = [] if cut or self.answer_end is None else [self.answer_end]
         speech = iter([*(self.first_unit + int(unit) for unit in units), *end])
-        cursor = Cursor(self)
+        cursor = self.cursor()
         while not cursor.done:
-            forced = cursor.forced()
+            [forced] = cursor.forced()
             token = forced if forced is not None else next(text if cursor.in_text else speech, None)
             if token is None:  # all has been said and nothing marks the end
                 break
@@ -99,7 +108,7 @@ class Layout:
 
     def read(self, ids: Sequence[int]) -> "Cursor":
         """Replay an answer's tokens; the cursor says what they are and whether they are a proper answer."""
-        cursor = Cursor(self)
+        cursor = self.cursor()
         for token in ids:
             if cursor.done:
                 break
@@ -125,9 +134,9 @@ class Cursor:
         self.in_text = not self._text_ended
         self._marker = layout.speech_begin if self._text_ended else None
 
-    def forced(self) -> int | None:
-        """The token that must come next, or None when the next one is sampled."""
-        return self._marker
+    def forced(self) -> tuple[int | None]:
+        """The cells of the next step, a stream each: the token that must stand there, or None where it is sampled."""
+        return (self._marker,)
 
     def push(self, token: int) -> None:
         """Take the next token, forced or sampled."""

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,19 @@ from transformers import AutoModelForCausalLM
 from elocute.data.cache import EncodedAudio
 from elocute.data.types import Answer, AudioRef, Example, Utterance
 from elocute.errors import InputError, naming
+from elocute.models import one_stream
+from elocute.models.batch import Batch, States
 from elocute.models.layout import Layout
 from elocute.speech import Codec
 from elocute.speech.codec import BrokenUnits
 
-KINDS = ("interleaved", "units", "tts")
+KINDS = ("interleaved", "units", "tts", "kimi_audio", "vita_audio")
+PUBLISHED = {
+    "MoonshotKimiaForCausalLM": "kimi_audio",
+    "Qwen2MTPForCausalLM": "vita_audio",
+    "Qwen2MTPSenseVoiceForCausalLM": "vita_audio",
+}
+"""Architectures of published folders that need no elocute.json, and their kinds."""
 _SPARE = re.compile(r"(^|\.)(rotary_emb\.inv_freq|decoder\.version)$")
 """What old checkpoints hold beside the weights: computed buffers, OPT's mark of its version."""
 
@@ -82,9 +91,26 @@ class SpeechLM:
             out = self.trunk()(**inputs)
         return out.last_hidden_state.to(head.dtype), out.past_key_values
 
+    def prompt_inputs(self, prompts: Sequence, device) -> dict[str, torch.Tensor]:
+        """Prompts on the right of padding, as the network takes them: `input_ids` or `inputs_embeds`, the mask."""
+        ids, mask = one_stream.padded(prompts, device)
+        return {"input_ids": ids, "attention_mask": mask}
+
     def head(self) -> torch.nn.Module:
         """The vocabulary head, one linear layer."""
         return self.core().get_output_embeddings()
+
+    def heads(self) -> list[torch.nn.Module]:
+        """A head for each stream."""
+        return [self.head()]
+
+    def states(self, batch: Batch, *, share_prompts: bool) -> list[States]:
+        """What predicts a batch's selected cells, head by head."""
+        return one_stream.states(self, batch, share_prompts=share_prompts)
+
+    def decoder(self, prompts: Sequence[torch.Tensor], group_size: int) -> one_stream.Decoder:
+        """What grows `group_size` answers to each prompt."""
+        return one_stream.Decoder(self, prompts, group_size)
 
     def save_beside(self, folder: Path, **files: str) -> None:
         """Write what is not the network: the codec and elocute.json, which also names `files`."""
@@ -120,11 +146,38 @@ def units_of(example: Example, field: str, ref: AudioRef, audio: EncodedAudio) -
         raise InputError(f"{example.where}: {field}: {error}") from error
 
 
+def _published_kind(config: Path) -> str | None:
+    """The kind of a published folder by its config.json, if it is one of PUBLISHED."""
+    try:
+        [architecture] = json.loads(config.read_text())["architectures"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return PUBLISHED.get(architecture)
+
+
+def beside(folder: Path, key: str, name: str) -> Path:
+    """A folder that a published model needs: where `key` of elocute.json says, else `name` in its folder or beside it.
+
+    InputError when there is none.
+    """
+    said = read_settings(folder).get(key)
+    places = [folder / said] if said else [folder / name, folder.resolve().parent / name]
+    found = next((place for place in places if place.is_dir()), None)
+    if found is None:
+        raise InputError(f"{places[-1]}: expected {name} there, with which {folder.name} speaks and hears")
+    return found
+
+
 def read_settings(folder: Path) -> dict:
-    """Read `elocute.json`; the kind of model that it names is known, the rest is for that model to check."""
+    """Read `elocute.json`; the kind of model that it names is known, the rest is for that model to check.
+
+    A published folder of PUBLISHED need not have one.
+    """
     file = folder / "elocute.json"
     if not folder.is_dir():
         raise InputError(f"{folder}: model: expected a folder, there is none")
+    if not file.is_file() and (kind := _published_kind(folder / "config.json")):
+        return {"kind": kind}
     if not file.is_file():
         raise InputError(f"{file}: expected beside the model's config.json, it says what the model's tokens are")
     try:

@@ -22,8 +22,7 @@ from elocute.data.files import is_unfinished
 from elocute.data.rows import check_rows, each_row
 from elocute.data.types import Example
 from elocute.errors import InputError, naming
-from elocute.models import SpeechLM, check_model, load_model
-from elocute.models.speech_lm import read_settings
+from elocute.models import SpeechLM, check_model, codec_folder, load_model
 from elocute.pipelines.candidates import Fields, Row, audio_name, moved, portions
 from elocute.pipelines.journal import Journal
 from elocute.pipelines.tally import SampledTally
@@ -96,13 +95,13 @@ class CandidateSampler:
         return islice(each_row(self.data, self.recipe.data.prompt_seconds), self.first + done, self.end)
 
     def _origin(self) -> dict[str, Any]:
-        recipe, codec = self.recipe, read_settings(self.recipe.model)["codec"]
+        recipe = self.recipe
         rollout = recipe.rollout.model_dump(mode="json", exclude={"group_size", "importance_cap"})
         return {
             "made_by": "elocute sample",
             "data": digest_file(self.data),
             "model": digest_folder(recipe.model),
-            "codec": digest_folder((recipe.model / codec).resolve()),
+            "codec": digest_folder(codec_folder(recipe.model)),
             "seed": recipe.seed,
             "n": self.n,
             "rollout": rollout,

@@ -10,6 +10,7 @@ from elocute.prosody.pronunciation import count_phones, count_syllables
 
 RATE = 16_000  # Hz at which pitch and levels are measured, so that one recording measures alike at any rate
 _HOP, _WINDOW = 160, 400  # frames of 25 ms every 10 ms
+HOP_SECONDS = _HOP / RATE
 _SILENT_DB = -60.0  # a frame below this level, dB of full scale, is silent …
 _BELOW_SPEECH_DB = 30.0  # … as is one this far below the 95th percentile of the frames above it
 _FULL_SCALE = 0.999  # samples from here on are clipped
@@ -36,16 +37,33 @@ class Prosody:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Contours:
+    """Pitch and energy over time, a value every HOP_SECONDS.
+
+    f0: Hz [T], 0 where unvoiced. level: dB of full scale [T]. sounding: bool [T], the frames that are not silent.
+    """
+
+    f0: np.ndarray
+    level: np.ndarray
+    sounding: np.ndarray
+
+
+def contours(waveform: np.ndarray, sample_rate: int) -> Contours:
+    """waveform: float [samples], mono, in [−1, 1], at `sample_rate` Hz."""
+    at_rate = resample(np.asarray(waveform, dtype=np.float64), sample_rate, RATE).astype(np.float64)
+    levels = _levels(at_rate)
+    return Contours(f0_track(at_rate, RATE, _HOP), levels, levels > _silence(levels))
+
+
 def measure(waveform: np.ndarray, sample_rate: int, text: str) -> Prosody:
     """waveform: float [samples], mono, in [−1, 1], at `sample_rate` Hz; text: what is said in it, in US English.
 
     The text is taken at its word: one that was not spoken in full gives a speed that is too high.
     """
     waveform = np.asarray(waveform, dtype=np.float64)
-    at_rate = resample(waveform, sample_rate, RATE).astype(np.float64)
-    levels = _levels(at_rate)
-    sounding = np.flatnonzero(levels > _silence(levels))
-    f0 = f0_track(at_rate, RATE, _HOP)
+    found = contours(waveform, sample_rate)
+    f0, levels, sounding = found.f0, found.level, np.flatnonzero(found.sounding)
     voiced = f0[f0 > 0]
     seconds = float(sounding[-1] - sounding[0] + 1) * _HOP / RATE if len(sounding) else None
     low, median, high = np.percentile(voiced, (5, 50, 95)) if len(voiced) else (None, None, None)

@@ -90,7 +90,19 @@ class TransformersEarSpec(_Spec):
     """Default: the first GPU, else the CPU."""
 
 
-EarSpec = Annotated[PocketSphinxSpec | TransformersEarSpec, Field(discriminator="kind")]
+class FasterWhisperSpec(_Spec):
+    """Whisper in CTranslate2's format, int8. Needs the extra `faster-whisper`."""
+
+    kind: Literal["faster_whisper"]
+    path: DirectoryPath | None = None
+    """A local folder that CTranslate2 wrote; default: tiny.en of the extra `faster-whisper`."""
+    workers: Count = 1
+    """Answers that are heard side by side, each on one core."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """`cuda` needs the CUDA libraries that CTranslate2 was built with."""
+
+
+EarSpec = Annotated[PocketSphinxSpec | TransformersEarSpec | FasterWhisperSpec, Field(discriminator="kind")]
 
 
 class AsrSpec(_RewardSpec):
@@ -343,6 +355,9 @@ RewardSpec = Annotated[
     | DnsmosSpec,
     Field(discriminator="kind"),
 ]
+
+LabelListenerSpec = Annotated[ProsodySpec | EmotionSpec | AudioJudgeSpec, Field(discriminator="kind")]
+"""Rewards that say which labels they hear."""
 
 
 def without_means(entry: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from elocute.recipe.rewards import EarSpec, PocketSphinxSpec, RewardSpec, deciding, same_judge
+from elocute.recipe.rewards import EarSpec, LabelListenerSpec, PocketSphinxSpec, RewardSpec, deciding, same_judge
 
 Positive = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0)]
@@ -24,7 +24,7 @@ class Data(Section):
     train: Path
     """Rows to train on, see docs/own-data.md."""
     eval: Path | None = None
-    """Rows with an `answer` column, evaluated before and after; null: no evaluation."""
+    """Rows with an `answer` column, or of a TTS model texts to read; evaluated before and after; null: not at all."""
     dev: Path | None = None
     """Rows with a chosen and a rejected answer (`objective.kind: dpo`), measured at every checkpoint: the best becomes
     `model/`, see docs/losses.md."""
@@ -287,9 +287,12 @@ class Evaluation(Section):
     temperature: Annotated[float, Field(gt=0)] = 0.7
     """Of sampling in the evaluation."""
     batch: Positive = 64
-    """Questions answered at a time; the result does not depend on it."""
+    """Questions answered, or texts read, at a time; the result does not depend on it."""
     ear: EarSpec = PocketSphinxSpec(kind="pocketsphinx")
     """The recogniser that listens; no reward may use it too."""
+    labels: list[LabelListenerSpec] = []
+    """Of TTS models: who says which labels were heard, each dimension by one; entries as in `rewards`, see
+    docs/own-tts-model.md."""
 
 
 class Rounds(Section):

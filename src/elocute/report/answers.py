@@ -63,7 +63,7 @@ def before_and_after(folder: Path, before: Sequence[Row], after: Sequence[Row]) 
     shown = choose(pairs, PAIRS)
     lead = (
         f"{len(shown)} of {len(pairs)} recorded answers: first those with sound, gained and lost ones in turn. "
-        "The question and the seed are the same before and after."
+        "What is asked and the seed are the same before and after."
     )
     cards = "".join(_pair_card(folder, pair) for pair in shown)
     return f'<p>{lead}</p>{_flips(pairs)}<div class="pairs">{cards}</div>'
@@ -98,30 +98,57 @@ def player(folder: Path, path: str | None, label: str) -> str:
     return f'<audio controls aria-label="{escape(label)}" src="data:audio/wav;base64,{data}"></audio>'
 
 
+def marks(row: Row) -> dict[str, tuple[bool, str]]:
+    """What was judged in an answer: name → (whether it is right, in words)."""
+    if "labels_heard" in row:  # read aloud
+        wrong = row["errors"]
+        found = {"All words": (not wrong, f"{wrong} of {row['words']} words wrong" if wrong else "all words")}
+        for name, heard in row["labels_heard"].items():
+            right = heard == row["labels"].get(name)
+            found[name] = right, f"{name}: {heard}" + ("" if right else " heard") if heard else f"{name}: nothing heard"
+        return found
+    found = {}
+    for key, name, short in (("correct_text", "As written", "written"), ("correct_speech", "As heard", "heard")):
+        if row.get(key) is not None:
+            found[name] = bool(row[key]), f"{short}: {'right' if row[key] else 'wrong'}"
+    return found
+
+
+def marks_list(row: Row) -> str:
+    """The same as items of a list, and why an answer is broken."""
+    items = "".join(
+        f'<li class="{"right" if right else "wrong"}">{"✓" if right else "✗"} {escape(words)}</li>'
+        for right, words in marks(row).values()
+    )
+    if row.get("broken"):
+        reason = "" if row["broken"] is True else f": {row['broken']}"
+        items += f'<li class="wrong">✗ broken{_text(reason)}</li>'
+    for name, reason in (row.get("unjudged") or {}).items():
+        items += f'<li class="muted">{_text(f"{name}: {reason}")}</li>'
+    return items
+
+
 def _rights(row: Row) -> int:
-    return bool(row.get("correct_text")) + bool(row.get("correct_speech")) - bool(row.get("broken"))
+    return sum(right for right, _ in marks(row).values()) - bool(row.get("broken"))
 
 
 def _differs(pair: Pair) -> bool:
     return pair.both and any(
         pair.before.get(key) != pair.after.get(key)
-        for key in ("text", "heard", "correct_text", "correct_speech", "broken")
+        for key in ("text", "heard", "labels_heard", "correct_text", "correct_speech", "broken")
     )
 
 
 def _flips(pairs: Sequence[Pair]) -> str:
     """How many answers turned right and wrong, with McNemar's p, for each way of judging."""
+    judged = [(marks(pair.before), marks(pair.after)) for pair in pairs if pair.both]
     items = []
-    for key, name in (("correct_text", "As written"), ("correct_speech", "As heard")):
-        both = [
-            (bool(p.before[key]), bool(p.after[key]))
-            for p in pairs
-            if p.both and p.before.get(key) is not None and p.after.get(key) is not None
-        ]
+    for name in dict.fromkeys(name for old, _ in judged for name in old):
+        both = [(old[name][0], new[name][0]) for old, new in judged if name in old and name in new]
         if both:
             old, new = zip(*both, strict=True)
             items.append(
-                f"<li>{name}: {both.count((False, True))} became right, {both.count((True, False))} became "
+                f"<li>{escape(name)}: {both.count((False, True))} became right, {both.count((True, False))} became "
                 f"wrong, of {len(both)} (McNemar, exact: p = {mcnemar_exact(old, new):.2g})</li>"
             )
     return f"<ul>{''.join(items)}</ul>" if items else ""
@@ -139,6 +166,8 @@ def _pair_card(folder: Path, pair: Pair) -> str:
         if path
     )
     expected = f'<p class="muted">expected: {_text(reference)}</p>' if reference is not None else ""
+    if labels := row.get("labels"):
+        expected = f'<p class="muted">{_text(", ".join(f"{name}: {label}" for name, label in labels.items()))}</p>'
     sides = "".join(_answer(folder, side, name) for side, name in ((pair.before, "before"), (pair.after, "after")))
     return f'<article class="card"><header><h3>{question}</h3>{expected}{asked}</header>{sides}</article>'
 
@@ -150,22 +179,10 @@ def _question_audio(pair: Pair) -> Iterator[str]:
 def _answer(folder: Path, row: Row | None, name: str) -> str:
     if row is None:
         return f'<section><h4>{name}</h4><p class="muted">not evaluated</p></section>'
-    marks = _mark(row.get("correct_text"), "written") + _mark(row.get("correct_speech"), "heard")
-    if row.get("broken"):
-        reason = "" if row["broken"] is True else f": {row['broken']}"
-        marks += f'<li class="wrong">✗ broken{_text(reason)}</li>'
+    said = "" if "labels_heard" in row else f'<p class="said">{_text(row.get("text") or "(no text)")}</p>'
     sound = player(folder, row.get("audio"), f"Answer {name}: {row.get('text', '')}")
     heard = f'<p class="muted">heard: {_text(row["heard"])}</p>' if row.get("heard") else ""
-    return (
-        f'<section><h4>{name}</h4><p class="said">{_text(row.get("text") or "(no text)")}</p>'
-        f'{sound}{heard}<ul class="marks">{marks}</ul></section>'
-    )
-
-
-def _mark(right: bool | None, name: str) -> str:
-    if right is None:
-        return ""
-    return f'<li class="right">✓ {name}: right</li>' if right else f'<li class="wrong">✗ {name}: wrong</li>'
+    return f'<section><h4>{name}</h4>{said}{sound}{heard}<ul class="marks">{marks_list(row)}</ul></section>'
 
 
 def _rollout_card(folder: Path, row: Row) -> str:

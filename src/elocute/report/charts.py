@@ -104,7 +104,7 @@ def _ticks(low: float, high: float, tick: float) -> list[float]:
     return [k * tick for k in range(math.ceil(low / tick - 1e-9), math.floor(high / tick + 1e-9) + 1)]
 
 
-def _runs(values: Sequence[float | None]) -> list[list[int]]:
+def runs(values: Sequence[float | None]) -> list[list[int]]:
     """The stretches of positions without a gap."""
     runs: list[list[int]] = []
     for index, value in enumerate(values):
@@ -118,7 +118,7 @@ def _runs(values: Sequence[float | None]) -> list[list[int]]:
 
 def _line(scale: Scale, values: Sequence[float | None]) -> str:
     path = ""
-    for run in _runs(values):
+    for run in runs(values):
         points = " L".join(f"{scale.x(scale.steps[i])} {scale.y(values[i])}" for i in run)
         path += f"M{points}" + ("h0" if len(run) == 1 else "")  # round caps turn a lone point into a dot
     return path
@@ -130,7 +130,7 @@ def _band(scale: Scale, one: Series, index: int) -> str:
         for value, spread in zip(one.values, one.spread or (), strict=True)
     ]
     path = ""
-    for run in _runs(both):
+    for run in runs(both):
         upper = [f"{scale.x(scale.steps[i])} {scale.y(both[i][0] + both[i][1])}" for i in run]
         lower = [f"{scale.x(scale.steps[i])} {scale.y(both[i][0] - both[i][1])}" for i in reversed(run)]
         path += "M" + " L".join(upper + lower) + "Z"

@@ -10,15 +10,23 @@ from typing import Any
 
 from elocute.data.files import write_atomically
 from elocute.report.answers import before_and_after, rollouts_over_time
+from elocute.report.combinations import every_combination
 from elocute.report.curves import curves
 from elocute.report.read import Run, read_run
-from elocute.report.results import Change, compare, results_table, show_interval, show_points, show_share
+from elocute.report.results import Change, compare, results_table
 from elocute.report.style import CSS
 from elocute.training.watch import in_words
 
 __all__ = ["results_table", "write_report"]
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; media-src data:; base-uri 'none'; form-action 'none'"
+
+CLEAR = {
+    False: "the change is clear when it leaves out 0.",
+    True: "p is of a test on each row before and after (shares: McNemar, exact; else: permutations), and a change is "
+    "clear below 0.05.",
+}
+"""When a change is clear, without and with a paired test."""
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -38,6 +46,7 @@ def page(run: Run) -> str:
     samples = run.folder / "samples"
     sections = [
         ("results", "Results", _results(run)),
+        *_labels(run),
         ("curves", "Curves", f'<div class="charts">{"".join(curves(run.metrics))}</div>'),
         ("answers", "Answers before and after", before_and_after(samples, run.before, run.after)),
         ("rollouts", "Rollouts over time", rollouts_over_time(samples, run.rollouts)),
@@ -52,6 +61,13 @@ def page(run: Run) -> str:
         f"<style>{CSS}</style></head><body><header><small>elocute run</small><h1>{name}</h1>{_facts(run)}"
         f"{_notices(run)}<nav>{links}</nav></header><main>{body}</main></body></html>\n"
     )
+
+
+def _labels(run: Run) -> list[tuple[str, str, str]]:
+    """The section of a TTS model's run."""
+    if not any(run.combinations):
+        return []
+    return [("labels", "Every combination of labels", every_combination(run.folder / "samples", *run.combinations))]
 
 
 def _facts(run: Run) -> str:
@@ -103,6 +119,10 @@ def _notices(run: Run) -> str:
             f"{counts['unavailable']:.0f} of {sum(counts.values()):.0f} rollouts could not be judged "
             "(the judge's fault); they took no part in the training."
         )
+    for moment, dimensions in (run.evaluation.get("unjudged") or {}).items():
+        for name, reasons in dimensions.items():
+            what = ", ".join(f"{reason} ({count})" for reason, count in reasons.items())
+            notices.append(f"{name}, {moment}: {sum(reasons.values())} labels could not be judged: {what}.")
     notices += _alarms(run)
     return "".join(f'<p class="notice">{escape(text)}</p>' for text in notices)
 
@@ -123,24 +143,27 @@ def _results(run: Run) -> str:
     if not changes:
         return "<p>Not evaluated.</p>"
     rows = "".join(_result_row(change) for change in changes)
+    paired = any(change.p is not None for change in changes)
     return (
-        '<div class="wide"><table><thead><tr><th></th><th>before</th><th>after</th><th>points</th><th>n</th>'
+        '<div class="wide"><table><thead><tr><th></th><th>before</th><th>after</th><th>change</th><th>n</th>'
         f"</tr></thead><tbody>{rows}</tbody></table></div>"
-        '<p class="muted">Small: 95 % intervals. The one of the difference takes both sides as independent, which '
-        "is cautious for the same questions; the change is clear when it leaves out 0.</p>"
-        f"{_parts(run)}"
+        '<p class="muted">Small: 95 % intervals; changes of shares are in percentage points. The interval of a change '
+        f"takes both sides as independent, which is cautious for the same {'rows' if paired else 'questions'}; "
+        f"{CLEAR[paired]}</p>{_parts(run)}"
     )
 
 
 def _result_row(change: Change) -> str:
-    points, interval = show_points(change.delta)
+    metric = change.metric
+    points, interval = metric.show_delta(change.delta)
     sides = "".join(
-        f"<td>{show_share(side)}<small>{show_interval(side)}</small></td>" for side in (change.before, change.after)
+        f"<td>{escape(metric.show(side))}<small>{metric.show_interval(side)}</small></td>"
+        for side in (change.before, change.after)
     )
     return (
-        f"<tr><th>{escape(change.label)}</th>{sides}<td>{points}<small>{interval}</small>"
+        f"<tr><th>{escape(metric.label)}</th>{sides}<td>{points}<small>{interval}</small>"
         f'<span class="{change.verdict.replace(" ", "-")}">{change.verdict}</span></td>'
-        f"<td>{(change.after or change.before).n}</td></tr>"
+        f"<td>{(change.after or change.before).n}<small>{escape(change.shown_p)}</small></td></tr>"
     )
 
 

@@ -30,7 +30,8 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Run:
-    """`evaluation`, `environment`, `before`, `after` and `rollouts` (by step) are empty while not written."""
+    """`evaluation`, `environment`, `before`, `after`, `combinations` (before, after) and `rollouts` (by step) are empty
+    while not written."""
 
     folder: Path
     recipe: dict[str, Any]
@@ -40,6 +41,7 @@ class Run:
     metrics: Metrics
     before: list[dict[str, Any]]
     after: list[dict[str, Any]]
+    combinations: tuple[list[dict[str, Any]], list[dict[str, Any]]]
     rollouts: dict[int, list[dict[str, Any]]]
 
 
@@ -57,6 +59,10 @@ def read_run(folder: Path) -> Run:
         metrics=read_metrics(folder / "metrics.jsonl"),
         before=_answers(folder / "samples" / "before.jsonl"),
         after=_answers(folder / "samples" / "after.jsonl"),
+        combinations=(
+            _answers(folder / "samples" / "combinations-before.jsonl"),
+            _answers(folder / "samples" / "combinations-after.jsonl"),
+        ),
         rollouts=_rollouts(folder / "samples"),
     )
 
@@ -138,8 +144,11 @@ def _samples(path: Path) -> list[dict[str, Any]]:
         for field in ("audio", "question_audio"):
             if not isinstance(row.get(field), str | None):
                 raise InputError(f"{where}: {field}: expected a path or null, got {row[field]!r}")
-        if not isinstance(row.get("rewards", {}), dict):
-            raise InputError(f"{where}: rewards: expected an object of name and value, got {row['rewards']!r}")
+        for field in ("rewards", "labels", "labels_heard", "unjudged"):
+            if not isinstance(row.get(field, {}), dict):
+                raise InputError(f"{where}: {field}: expected an object of name and value, got {row[field]!r}")
+        if "labels_heard" in row and not all(type(row.get(field)) is int for field in ("errors", "words")):
+            raise InputError(f"{where}: errors, words: expected whole numbers beside labels_heard")
         rows.append(row)
     return rows
 

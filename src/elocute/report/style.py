@@ -37,7 +37,7 @@ thead th { color:var(--muted); font-weight:600; font-size:.85rem; }
 td small { display:block; }
 .better { color:var(--good); font-weight:600; }
 .worse { color:var(--bad); font-weight:600; }
-.no-clear-change { color:var(--muted); font-size:.85rem; }
+.no-clear-change, .more, .less { color:var(--muted); font-size:.85rem; }
 .charts { display:grid; grid-template-columns:repeat(auto-fill,minmax(min(100%,440px),1fr)); gap:1rem; }
 figure, .card { margin:0; background:var(--card); border:1px solid var(--edge); border-radius:10px; padding:.8rem
   .9rem; }
@@ -74,11 +74,22 @@ svg text { font-size:12px; fill:var(--muted); }
 .card section { border-top:1px solid var(--grid); padding-top:.5rem; }
 .rollouts { display:grid; gap:.8rem; grid-template-columns:repeat(auto-fill,minmax(min(100%,250px),1fr));
   margin:.3rem 0 1rem; }
+.combinations { display:grid; gap:.8rem; grid-template-columns:repeat(var(--columns),minmax(0,1fr));
+  margin:.3rem 0 1.1rem; }
+.combinations .card { padding:.6rem .7rem; }
+.sides { display:grid; grid-template-columns:1fr 1fr; gap:.2rem .8rem; margin-top:.35rem; }
+.sides section { border:0; padding:0; min-width:0; }
+.sides .muted, .sides .marks { font-size:.8rem; line-height:1.35; }
+h5 { font-size:.8rem; margin:0 0 .1rem; }
+.voice text { font-size:11px; }
+.voice .line { stroke-width:2.2; }
+.voice .band { opacity:.28; }
 audio { width:100%; max-width:24rem; height:36px; margin:.2rem 0; display:block; }
 .said { font-size:1.05rem; }
 .right { color:var(--good); }
 .wrong, .missing { color:var(--bad); }
 .missing { font-size:.9rem; }
+@media (max-width:980px) { .combinations { grid-template-columns:repeat(auto-fill,minmax(min(100%,300px),1fr)); } }
 @media (max-width:640px) { .pairs .card { grid-template-columns:1fr; } th, td { padding:.4rem .25rem; }
   th:first-child { min-width:5rem; } table { font-size:.8rem; } }
 @media print { audio, nav { display:none; } figure, .card { break-inside:avoid; } }

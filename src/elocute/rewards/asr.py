@@ -15,13 +15,23 @@ from elocute.data.rows import AUDIO_MARK, check_rows
 from elocute.data.types import Answer, Example
 from elocute.errors import InputError
 from elocute.recipe.rewards import Reference
+from elocute.rewards.faster_whisper_ear import FasterWhisperEar
 from elocute.rewards.outcome import Invalid, Outcome, Scored
 from elocute.rewards.pocketsphinx_ear import PocketSphinxEar
 from elocute.rewards.proper import score_proper
 from elocute.rewards.transformers_ear import TransformersEar
 from elocute.rewards.words import Word, mark_words
 
-__all__ = ["AsrReward", "Ear", "PocketSphinxEar", "TransformersEar", "asked", "hear", "word_error_rate"]
+__all__ = [
+    "AsrReward",
+    "Ear",
+    "FasterWhisperEar",
+    "PocketSphinxEar",
+    "TransformersEar",
+    "asked",
+    "hear",
+    "word_error_rate",
+]
 
 
 class Ear(Protocol):

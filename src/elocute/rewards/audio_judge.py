@@ -46,7 +46,7 @@ class AudioJudgeReward:
     """Mean over the row's labels of what the listener's labels are worth (labels.credit), in [0, 1].
 
     With credit "match" and four labels this is RLAIF-SPA's matches / 4. dimensions: those that are judged; None: all of
-    the schema. `detail` holds the labels heard and each dimension's credit.
+    the schema. `detail` holds the labels heard (labels.LabelListener) and each dimension's credit.
     """
 
     low, high = 0.0, 1.0
@@ -64,7 +64,8 @@ class AudioJudgeReward:
         self.all_labels = schema
         if hasattr(listener, "endpoint"):
             self.endpoint = listener.endpoint
-        self.measures = tuple(f"credit_{dimension}" for dimension in self.schema.dimensions)
+        self.dimensions = tuple(self.schema.dimensions)
+        self.measures = tuple(f"credit_{dimension}" for dimension in self.dimensions)
 
     def check(self, examples: Iterable[Example]) -> None:
         """InputError naming every row without a label that is judged."""

@@ -5,15 +5,16 @@ from elocute.prosody.schema import load_schema
 from elocute.recipe.rewards import (
     AsrSpec,
     AudioJudgeSpec,
+    EarSpec,
     EndpointSpec,
+    FasterWhisperSpec,
     JudgeSpec,
     LocalListenerSpec,
-    PocketSphinxSpec,
     ProsodySpec,
     RewardSpec,
     TransformersEarSpec,
 )
-from elocute.rewards.asr import AsrReward, Ear, PocketSphinxEar, TransformersEar
+from elocute.rewards.asr import AsrReward, Ear, FasterWhisperEar, PocketSphinxEar, TransformersEar
 from elocute.rewards.audio_judge import AudioJudgeReward, EndpointListener, LocalListener
 from elocute.rewards.audio_llm import AudioLLM
 from elocute.rewards.chat import ChatEndpoint, credentials
@@ -39,10 +40,12 @@ def build_reward(spec: RewardSpec) -> Reward:
     return BUILDERS[spec.kind](spec)
 
 
-def build_ear(spec: PocketSphinxSpec | TransformersEarSpec) -> Ear:
+def build_ear(spec: EarSpec) -> Ear:
     """The recogniser of a reward or an evaluation."""
     if isinstance(spec, TransformersEarSpec):
         return TransformersEar(spec.path, spec.batch_size, spec.device)
+    if isinstance(spec, FasterWhisperSpec):
+        return FasterWhisperEar(spec.path, spec.workers, spec.device)
     if spec.vocabulary is None:
         return PocketSphinxEar(workers=spec.workers)
     try:

@@ -1,17 +1,38 @@
 """A row's labels, as rewards read them, and how much a label that was heard is worth when another was asked for."""
 
 import json
-from collections.abc import Collection, Mapping
-from typing import Literal
+from collections.abc import Collection, Iterable, Mapping
+from typing import Literal, Protocol
 
 import numpy as np
 
 from elocute.data.types import Example
 from elocute.errors import InputError
 from elocute.prosody.schema import Dimension, Schema
-from elocute.rewards.outcome import Unavailable
+from elocute.rewards.outcome import Reward, Unavailable
 
 Credit = Literal["match", "ordinal", "probability"]
+
+
+class LabelListener(Reward, Protocol):
+    """A reward that hears labels, in these dimensions.
+
+    The `detail` of what it has scored holds `heard`: the label heard in each of them that the row has a label in.
+    check: InputError for a row that it has nothing to say about.
+    """
+
+    dimensions: tuple[str, ...]
+
+    def check(self, examples: Iterable[Example]) -> None: ...
+
+
+def can_judge(listener: LabelListener, example: Example) -> bool:
+    """Whether the row has a label that the listener knows."""
+    try:
+        listener.check([example])
+    except InputError:
+        return False
+    return True
 
 
 def labels_of(example: Example, schema: Schema, dimensions: Collection[str]) -> dict[str, str]:

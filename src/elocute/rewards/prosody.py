@@ -26,7 +26,7 @@ class ProsodyReward:
 
     credit: "closeness" to the label's mean (Target.closeness), or what the label heard is worth (labels.credit).
     reference: the text whose phones and syllables are counted, see `asked`. `detail` holds each dimension's credit and
-    the label heard. Invalid where there is nothing to measure.
+    the label heard (labels.LabelListener). Invalid where there is nothing to measure.
     """
 
     low, high = 0.0, 1.0
@@ -41,6 +41,7 @@ class ProsodyReward:
     ):
         self.name, self.schema, self.targets = name, schema, targets
         self.credit, self.reference = credit, reference
+        self.dimensions = tuple(targets)
         self.measures = tuple(f"credit_{dimension}" for dimension in targets)
 
     def check(self, examples: Iterable[Example]) -> None:
@@ -89,8 +90,7 @@ def find_targets(
                 f"measures: {name}: expected a dimension of the schema ({', '.join(schema.dimensions)}) and of "
                 f"{', '.join(get_args(Measure))} at least one, found {', '.join(wanted)}"
             )
-    own = {name: [one.measure] for name, one in schema.dimensions.items() if one.measure}
-    chosen = own | {name: list(wanted) for name, wanted in measures.items()}
+    chosen = measures_of(schema, measures)
     if not chosen:
         raise InputError("measures: expected at least one dimension, for the schema has none with a `measure`")
     if recordings is None:
@@ -102,6 +102,12 @@ def find_targets(
         return {name: target_of_recordings(schema.dimensions[name], ms, found) for name, ms in chosen.items()}
     except InputError as error:
         raise InputError(f"{recordings}: {error}") from None
+
+
+def measures_of(schema: Schema, measures: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """What decides the label of each dimension that is measured: `measures`, else the schema's `measure`."""
+    own = {name: [one.measure] for name, one in schema.dimensions.items() if one.measure}
+    return own | {name: list(wanted) for name, wanted in measures.items()}
 
 
 def _measured(example: Example, schema: Schema) -> tuple[Mapping[str, str], Prosody]:

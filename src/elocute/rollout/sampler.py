@@ -1,26 +1,27 @@
 """Rollouts: groups of answers to each prompt, with the log-probs they were sampled with.
 
 - A prompt is prefilled once and its cache shared by its group; decoding runs on a KV cache, finished rows leave it.
-- Prompts of a batch are left-padded; attention mask and positions make the padding invisible.
+- An answer grows step by step; a step has one cell in each of the model's streams, drawn independently of each other.
 - Every answer has its own stream of uniform numbers, seeded by (run seed, step, prompt, sample): an answer does not
   depend on what else is in the batch.
-- Forced tokens are fed, never sampled: log-prob 0 and no action.
+- Forced cells are fed, never sampled: log-prob 0 and no action.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from elocute.errors import InputError
 from elocute.models import SpeechLM
-from elocute.models.layout import Cursor, Tokens
+from elocute.models.layout import Tokens
 from elocute.objectives.logprobs import all_logits
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """temperature > 0; top_k 0 and top_p 1 mean the whole vocabulary."""
+    """max_new_tokens: steps, whatever the streams; temperature > 0; top_k 0 and top_p 1 mean the whole vocabulary."""
 
     max_new_tokens: int
     temperature: float = 1.0
@@ -32,12 +33,13 @@ class Sampling:
 class Rollout:
     """One sampled answer.
 
-    prompt: int64 [P]; tokens: the answer's T tokens. logprob: float32 [T], log-prob under the distribution that was
-    sampled from (temperature, top-k and top-p applied), 0 where forced. entropy: float32 [T] in nats, of the same
-    distribution before top-k/top-p. broken: why this is no proper answer, or None; truncated: it hit max_new_tokens.
+    prompt: as `encode_prompt` gave it; tokens: the answer's T cells. logprob: float32 [T], log-prob under the
+    distribution that was sampled from (temperature, top-k and top-p applied), 0 where forced. entropy: float32 [T] in
+    nats, of the same distribution before top-k/top-p. broken: why this is no proper answer, or None; truncated: it hit
+    max_new_tokens.
     """
 
-    prompt: torch.Tensor
+    prompt: Any
     tokens: Tokens
     logprob: torch.Tensor
     entropy: torch.Tensor
@@ -48,7 +50,7 @@ class Rollout:
 
 @torch.no_grad()
 def sample_groups(
-    lm: SpeechLM, prompts: Sequence[torch.Tensor], seeds: Sequence[Sequence[int]], sampling: Sampling
+    lm: SpeechLM, prompts: Sequence[Any], seeds: Sequence[Sequence[int]], sampling: Sampling
 ) -> list[list[Rollout]]:
     """Sample len(seeds[p]) answers to each prompt p; all groups have one size. Returns [prompts][group].
 
@@ -79,15 +81,16 @@ def check_room(lm: SpeechLM, lengths: Mapping[str, int], max_new_tokens: int) ->
 
 
 class _Batch:
-    """The state of one decoding batch: rows still growing, their cache, mask and cursors."""
+    """The state of one decoding batch: rows still growing, and their cursors."""
 
     def __init__(self, lm, prompts, seeds, group_size, sampling: Sampling):
         self.lm, self.prompts, self.seeds, self.group_size, self.sampling = lm, prompts, seeds, group_size, sampling
-        self.device = lm.head().weight.device
-        self.cursors = [Cursor(lm.layout) for _ in seeds]
+        self.heads = lm.heads()
+        self.cursors = [lm.layout.cursor() for _ in seeds]
         self.logprobs: list[list[float]] = [[] for _ in seeds]
         self.entropies: list[list[float]] = [[] for _ in seeds]
-        self.uniforms = torch.stack([_uniforms(seed, sampling.max_new_tokens) for seed in seeds]).to(self.device)
+        count = sampling.max_new_tokens * len(self.heads)
+        self.uniforms = torch.stack([_uniforms(seed, count) for seed in seeds]).to(self.heads[0].weight.device)
 
     def run(self) -> list[Rollout]:
         core = self.lm.core()
@@ -100,65 +103,39 @@ class _Batch:
         return [self._rollout(row) for row in range(len(self.seeds))]
 
     def _decode(self) -> None:
-        hidden = self._prefill()
+        decoder = self.lm.decoder(self.prompts, self.group_size)
         rows = list(range(len(self.seeds)))
         for step in range(self.sampling.max_new_tokens):
-            logits = all_logits(hidden, self.lm.head().weight, self.lm.head().bias)
-            tokens, logprobs, entropies = draw(logits, self.uniforms[rows, step], self.sampling)
-            ids = self._take(rows, tokens.tolist(), logprobs.tolist(), entropies.tolist())
+            drawn = [self._draw(hidden, head, rows, step * len(self.heads) + stream)
+                     for stream, (hidden, head) in enumerate(zip(decoder.hidden, self.heads, strict=True))]  # fmt: skip
+            ids = [self._take(row, cells) for row, cells in zip(rows, zip(*drawn, strict=True), strict=True)]
             growing = [index for index, row in enumerate(rows) if not self.cursors[row].done]
             if not growing or step + 1 == self.sampling.max_new_tokens:
                 return
+            device = self.uniforms.device
             if len(growing) < len(rows):
                 rows = [rows[index] for index in growing]
                 ids = [ids[index] for index in growing]
-                self._keep(torch.tensor(growing, device=self.device))
-            hidden = self._step(torch.tensor(ids, device=self.device)[:, None])
+                decoder.keep(torch.tensor(growing, device=device))
+            decoder.step(torch.tensor(ids, device=device))
 
-    def _take(self, rows, tokens, logprobs, entropies) -> list[int]:
-        """Give each row its forced or sampled token; returns what goes into the model next."""
+    def _draw(self, hidden, head, rows: list[int], number: int) -> list[tuple[int, float, float]]:
+        """The rows' tokens in one stream, with log-prob and entropy."""
+        logits = all_logits(hidden, head.weight, head.bias)
+        drawn = draw(logits, self.uniforms[rows, number], self.sampling)
+        return list(zip(*(values.tolist() for values in drawn), strict=True))
+
+    def _take(self, row: int, cells: Sequence[tuple[int, float, float]]) -> list[int]:
+        """Give a row the cells of a step, forced or sampled; returns what goes into the model next."""
         ids = []
-        for row, token, logprob, entropy in zip(rows, tokens, logprobs, entropies, strict=True):
-            forced = self.cursors[row].forced()
+        for forced, (token, logprob, entropy) in zip(self.cursors[row].forced(), cells, strict=True):
             if forced is not None:
                 token, logprob, entropy = forced, 0.0, 0.0
-            self.cursors[row].push(token)
+            ids.append(token)
             self.logprobs[row].append(logprob)
             self.entropies[row].append(entropy)
-            ids.append(token)
+        self.cursors[row].push(*ids)
         return ids
-
-    def _prefill(self) -> torch.Tensor:
-        """Run each prompt once, then give every answer of its group a copy of the cache. Returns hidden [rows, D]."""
-        longest = max(len(prompt) for prompt in self.prompts)
-        ids = torch.zeros(len(self.prompts), longest, dtype=torch.long)
-        mask = torch.zeros(len(self.prompts), longest, dtype=torch.long)
-        for row, prompt in enumerate(self.prompts):
-            ids[row, longest - len(prompt) :] = prompt
-            mask[row, longest - len(prompt) :] = 1
-        ids, mask = ids.to(self.device), mask.to(self.device)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        hidden, self.cache = self.lm.hidden(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True)
-        self.cache.batch_repeat_interleave(self.group_size)
-        self.mask = mask.repeat_interleave(self.group_size, 0)
-        self.position = positions[:, -1].repeat_interleave(self.group_size)
-        return hidden[:, -1].repeat_interleave(self.group_size, 0)
-
-    def _step(self, ids: torch.Tensor) -> torch.Tensor:
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(ids), 1)], 1)
-        self.position = self.position + 1
-        hidden, _ = self.lm.hidden(
-            input_ids=ids,
-            attention_mask=self.mask,
-            position_ids=self.position[:, None],
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        return hidden[:, -1]
-
-    def _keep(self, rows: torch.Tensor) -> None:
-        self.cache.batch_select_indices(rows)
-        self.mask, self.position = self.mask[rows], self.position[rows]
 
     def _rollout(self, row: int) -> Rollout:
         cursor = self.cursors[row]

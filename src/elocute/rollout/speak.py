@@ -30,22 +30,27 @@ def speak(
     temperature: float = 1.0,
     max_new_tokens: int | None = None,
     batch: int = 16,
+    names: Sequence[str] = (),
 ) -> list[Spoken]:
     """Speak each (text, labels) once, in order. How one is spoken depends on it and the seed, not on the others.
 
-    max_new_tokens: default LONGEST, or what the model's context leaves. InputError for what cannot be spoken.
+    max_new_tokens: default LONGEST, or what the model's context leaves. names: one each, on which it depends too, so
+    that the same text and labels are not spoken alike. InputError for what cannot be spoken.
     """
     spoken = []
     for start in range(0, len(asked), batch):
         piece = asked[start : start + batch]
         prompts = [lm.template.ids(text, labels) for text, labels in piece]
         seeds = [[seed_of(seed, "speak", text, *sorted(f"{k}={v}" for k, v in of.items()))] for text, of in piece]
-        sampling = Sampling(max_new_tokens or _room(lm, max(map(len, prompts))), temperature)
+        if names:
+            seeds = [[seed_of(own, name)] for [own], name in zip(seeds, names[start : start + batch], strict=True)]
+        sampling = Sampling(max_new_tokens or room(lm, max(map(len, prompts))), temperature)
         for (text, labels), [rollout] in zip(piece, sample_groups(lm, prompts, seeds, sampling), strict=True):
             ids = rollout.tokens.ids
             spoken.append(Spoken(text, dict(labels), lm.decode(ids), lm.layout.read(ids).units))
     return spoken
 
 
-def _room(lm: TtsLM, longest_prompt: int) -> int:
+def room(lm: TtsLM, longest_prompt: int) -> int:
+    """How many tokens an answer to a prompt of so many may have, where nobody says: LONGEST, if they fit."""
     return LONGEST if lm.context is None else max(1, min(LONGEST, lm.context - longest_prompt))

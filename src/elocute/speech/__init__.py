@@ -34,6 +34,10 @@ def load_codec(folder: str | Path) -> Codec:
         from elocute.speech.unit_codec import UnitCodec  # brings HuBERT: a second that other models need not wait
 
         return UnitCodec.load(folder)
+    if (folder / "glm4voice_codec.json").is_file():
+        from elocute.speech.glm4voice.codec import Glm4VoiceCodec  # brings Whisper
+
+        return Glm4VoiceCodec.load(folder)
     if (folder / "units.json").is_file():
         from elocute.speech.starter_units import StarterUnits
 

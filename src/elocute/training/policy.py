@@ -9,10 +9,10 @@ from peft import LoraConfig, get_peft_model
 
 from elocute.errors import InputError
 from elocute.models import SpeechLM, load_model
+from elocute.models.batch import Batch, States
 from elocute.objectives.kl import kl_k3
 from elocute.objectives.logprobs import exact_kl, selected_logprobs
 from elocute.recipe.schema import Dpo, Recipe
-from elocute.training.batch import Batch
 
 
 class Policy(torch.nn.Module):
@@ -34,49 +34,38 @@ class Policy(torch.nn.Module):
                 if "drop" in name and isinstance(value, float):
                     setattr(module, name, 0.0)
 
-    def hidden(self, batch: Batch) -> torch.Tensor:
-        """Hidden states that predict the selected tokens, [N, D]. Gradients flow through the prompts too."""
-        states = (self._shared if self.share_prompts else self._joined)(batch)
-        return states[batch.rows, batch.columns]
+    def states(self, batch: Batch) -> list[States]:
+        """What predicts the selected cells, head by head."""
+        return self.lm.states(batch, share_prompts=self.share_prompts)
 
-    def _shared(self, batch: Batch) -> torch.Tensor:
-        """States [B, T, D] before each answer token; every prompt is run once and its keys and values shared."""
-        positions = _positions(batch.prompt_mask)
-        prompt, cache = self.lm.hidden(
-            input_ids=batch.prompt_ids, attention_mask=batch.prompt_mask, position_ids=positions, use_cache=True
-        )
-        first = prompt[batch.owner, -1:]
-        if batch.answer_ids.shape[1] == 1:
-            return first
-        cache.batch_select_indices(batch.owner)
-        mask = torch.cat([batch.prompt_mask[batch.owner], batch.answer_mask[:, :-1]], 1)
-        rest, _ = self.lm.hidden(
-            input_ids=batch.answer_ids[:, :-1],
-            attention_mask=mask,
-            position_ids=_positions(mask)[:, batch.prompt_mask.shape[1] :],
-            past_key_values=cache,
-            use_cache=True,
-        )
-        return torch.cat([first, rest], 1)
-
-    def _joined(self, batch: Batch) -> torch.Tensor:
-        """The same in one pass, each answer behind its own copy of the prompt."""
-        ids = torch.cat([batch.prompt_ids[batch.owner], batch.answer_ids], 1)
-        mask = torch.cat([batch.prompt_mask[batch.owner], batch.answer_mask], 1)
-        hidden, _ = self.lm.hidden(input_ids=ids, attention_mask=mask, position_ids=_positions(mask), use_cache=False)
-        return hidden[:, batch.prompt_mask.shape[1] - 1 : -1]
-
-    def forward(self, batch: Batch, temperature: float = 1.0, reference=None):
-        """Log-probs of the selected tokens [N]; with `reference` = (hidden, weight) also KL(policy ‖ reference) [N]."""
-        hidden, head = self.hidden(batch), self.lm.head()
-        logp = selected_logprobs(hidden, head.weight, batch.targets, bias=head.bias, temperature=temperature)
+    def forward(self, batch: Batch, temperature: float = 1.0, reference: Sequence[States] | None = None):
+        """Log-probs of the selected cells [N]; with the `reference`'s states also KL(policy ‖ reference) [N]."""
+        states = self.states(batch)
+        logp = _joined(states, [
+            selected_logprobs(of.hidden, of.head.weight, _its(batch.targets, of), bias=of.head.bias,
+                              temperature=temperature)
+            for of in states
+        ], len(batch.targets))  # fmt: skip
         if reference is None:
             return logp, None
-        return logp, exact_kl(hidden, head.weight, *reference, temperature=temperature)
+        return logp, _joined(states, [
+            exact_kl(of.hidden, of.head.weight, ref.hidden, ref.head.weight, temperature=temperature)
+            for of, ref in zip(states, reference, strict=True)
+        ], len(batch.targets))  # fmt: skip
 
 
-def _positions(mask: torch.Tensor) -> torch.Tensor:
-    return (mask.cumsum(1) - 1).clamp(min=0)
+def _its(values: torch.Tensor, states: States) -> torch.Tensor:
+    """Those of the selected cells' values [N] that belong to the states."""
+    return values if states.where is None else values[states.where]
+
+
+def _joined(states: Sequence[States], values: Sequence[torch.Tensor], count: int) -> torch.Tensor:
+    """Values of each head's cells as values of all selected cells [N]."""
+    if len(states) == 1 and states[0].where is None:
+        return values[0]
+    places = torch.cat([of.where for of in states])
+    joined = torch.cat(list(values))
+    return joined.new_zeros(count).index_put((places,), joined)
 
 
 class Reference:
@@ -97,10 +86,10 @@ class Reference:
             return self.policy(batch, temperature)[0]
 
     @torch.no_grad()
-    def hidden(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """(hidden [N, D], head weight [V, D]) for the exact KL."""
+    def states(self, batch: Batch) -> list[States]:
+        """What the exact KL compares with."""
         with self._evaluating():
-            return self.policy.hidden(batch), self.policy.lm.head().weight
+            return self.policy.states(batch)
 
     @contextlib.contextmanager
     def _evaluating(self):
@@ -119,7 +108,7 @@ def kl_per_token(recipe: Recipe, policy, batch: Batch, reference: Reference | No
     if reference is None:
         return policy(batch, temperature)
     if recipe.objective.exact_kl:
-        return policy(batch, temperature, reference.hidden(batch))
+        return policy(batch, temperature, reference.states(batch))
     ref_logp = reference.logprobs(batch, temperature)
     logp, _ = policy(batch, temperature)
     return logp, kl_k3(logp, ref_logp)
@@ -133,10 +122,11 @@ def load_policy(recipe: Recipe) -> Policy:
     dtype = getattr(torch, recipe.dtype)
     lm = load_model(recipe.model, dtype=dtype if recipe.lora else torch.float32)
     lm.compute = None if dtype == torch.float32 else dtype
-    check_head(lm, recipe.model)
-    if isinstance(recipe.objective, Dpo) and recipe.objective.scope == "text" and lm.layout.ratio == "speech-only":
+    if len(lm.heads()) == 1:
+        check_head(lm, recipe.model)
+    if isinstance(recipe.objective, Dpo) and recipe.objective.scope == "text" and not lm.layout.writes:
         raise InputError(f"{recipe.model}: objective.scope: the model writes no text; expected speech or all")
-    if recipe.objective.exact_kl and lm.head().bias is not None:
+    if recipe.objective.exact_kl and any(head.bias is not None for head in lm.heads()):
         raise InputError(f"{recipe.model}: objective.kl.estimator: the model's head has a bias; expected k3")
     if recipe.lora:
         config = LoraConfig(
@@ -147,7 +137,7 @@ def load_policy(recipe: Recipe) -> Policy:
             lm.model = get_peft_model(lm.model, config)
         except ValueError as error:
             raise InputError(f"lora.targets: {error}") from error
-        if not isinstance(lm.head(), torch.nn.Linear):
+        if not all(isinstance(head, torch.nn.Linear) for head in lm.heads()):
             raise InputError("lora.targets: the vocabulary head cannot carry an adapter: its weight is what scores")
     freeze(lm.model, recipe.freeze)
     if recipe.gradient_checkpointing:
@@ -175,7 +165,7 @@ def check_head(lm: SpeechLM, folder) -> None:
 
     The head is made to say numbers far apart: they must come out as they are, and the trunk's output must go in.
     """
-    ids = torch.tensor([[lm.layout.first_unit, lm.layout.first_unit + 1]])
+    ids = torch.tensor([[0, 1]], device=lm.head().weight.device)
     said: list[torch.Tensor] = []
 
     def say(_module, inputs, output):

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 import torch
 from accelerate import Accelerator
 
+from elocute.models.batch import Batch, make_batch, pad_tokens
 from elocute.models.layout import Tokens
 from elocute.objectives.dpo import PairLosses, answer_logprobs, modality_sums, preference_losses
 from elocute.objectives.tokens import modality_weights, scope_mask, token_coefficients
 from elocute.recipe.schema import Dpo, Recipe
-from elocute.training.batch import Batch, make_batch, pad_tokens
 from elocute.training.pairs import Pair
 from elocute.training.update import Totals, synchronise
 

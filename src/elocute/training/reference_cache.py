@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save
 
 from elocute.data.digest import digest_folder
 from elocute.data.files import write_atomically
+from elocute.models.batch import tensors_of
 from elocute.recipe import Recipe
 from elocute.training.pairs import Pair
 from elocute.training.policy import Policy, Reference
@@ -67,8 +68,8 @@ def entry_name(recipe: Recipe, policy: Policy, pairs: Sequence[Pair]) -> str:
     """The key of these pairs' entry, 64 hexadecimal digits."""
     tokens = hashlib.sha256()
     for pair in pairs:
-        for ids in (pair.prompt, pair.chosen.ids, pair.rejected.ids):
-            tokens.update(len(ids).to_bytes(8, "little") + ids.numpy().astype("<i8").tobytes())
+        for part in (*tensors_of(pair.prompt), pair.chosen.ids, pair.rejected.ids):
+            tokens.update(f"{part.dtype} {list(part.shape)} ".encode() + part.numpy().tobytes())
     weights = next(policy.network.parameters()).dtype
     parts = [digest_folder(recipe.model), str(weights), str(policy.lm.compute), tokens.hexdigest()]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

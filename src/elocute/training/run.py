@@ -3,8 +3,11 @@
 from collections.abc import Callable, Sequence
 
 from elocute.data.types import Example
+from elocute.errors import InputError
 from elocute.evaluation.evaluate import evaluate, read_eval, read_eval_rows, write_eval
-from elocute.models import check_answers_questions
+from elocute.evaluation.independent import check_label_listeners
+from elocute.evaluation.read_aloud import evaluate_aloud, read_rows_to_read
+from elocute.models import TtsLM, kind_of
 from elocute.recipe import Recipe
 from elocute.rollout import Sampling
 from elocute.training.trainer import Trainer
@@ -15,11 +18,7 @@ Progress = Callable[[str, int, int, dict], None]
 
 def run(recipe: Recipe, *, resume: bool = False, progress: Progress = lambda *_: None) -> bool:
     """Do the whole run in `recipe.run_dir`. Returns False when Ctrl-C stopped it early (its state is saved)."""
-    held_out = []
-    if recipe.data.eval:
-        check_answers_questions(recipe.model)
-        limit, ear = recipe.evaluation.rows, recipe.evaluation.ear
-        held_out = read_eval_rows(recipe.data.eval, limit, ear, recipe.data.prompt_seconds)
+    held_out = read_held_out(recipe)
     trainer = Trainer(recipe, resume=resume, progress=progress)
     try:
         if held_out:
@@ -34,26 +33,50 @@ def run(recipe: Recipe, *, resume: bool = False, progress: Progress = lambda *_:
     return finished
 
 
+def read_held_out(recipe: Recipe) -> list[Example]:
+    """The rows of data.eval, checked: what the recipe's kind of model is evaluated on; none without data.eval."""
+    data, how = recipe.data.eval, recipe.evaluation
+    reads = kind_of(recipe.model) == "tts"
+    if how.labels and not (data and reads):
+        raise InputError("evaluation.labels: expected only for a TTS model, and with data.eval")
+    if data is None:
+        return []
+    if not reads:
+        return read_eval_rows(data, how.rows, how.ear, recipe.data.prompt_seconds)
+    check_label_listeners(recipe)
+    return read_rows_to_read(data, how.rows, recipe.model, how.ear, how.labels, "evaluation.labels")
+
+
 def evaluate_once(trainer: Trainer, examples: Sequence[Example], moment: str, progress: Progress) -> None:
     """The run's model into eval.json and samples/, unless this moment of this step is there already."""
     recipe, folder = trainer.recipe, trainer.folder
     earlier = read_eval(folder.evaluation)
     step = 0 if moment == "before" else trainer.step  # a run that goes on past its end has a new "after"
     if trainer.accelerator.is_main_process and earlier.get("step", {}).get(moment) != step:
-        values = evaluate(
-            trainer.lm,
-            trainer.audio,
-            examples,
-            moment,
-            earlier=earlier,
-            model=recipe.model if moment == "before" else folder.model,
-            data=recipe.data.eval,
-            samples=folder.samples,
-            ear=recipe.evaluation.ear,
-            sampling=Sampling(recipe.rollout.max_new_tokens, recipe.evaluation.temperature),
-            seed=recipe.seed,
-            batch=recipe.evaluation.batch,
-            progress=lambda done: progress(f"evaluate {moment}", done, len(examples), {}),
-        )
+        how, longest = recipe.evaluation, recipe.rollout.max_new_tokens
+        shared = {"earlier": earlier, "data": recipe.data.eval, "samples": folder.samples, "seed": recipe.seed}
+        shared |= {"model": recipe.model if moment == "before" else folder.model, "ear": how.ear, "batch": how.batch}
+        if isinstance(trainer.lm, TtsLM):
+            values = evaluate_aloud(
+                trainer.lm,
+                examples,
+                moment,
+                **shared,
+                labels=how.labels,
+                temperature=how.temperature,
+                max_new_tokens=longest,
+                combine=True,
+                progress=lambda stage, done, of, values: progress(f"{stage} {moment}", done, of, values),
+            )
+        else:
+            values = evaluate(
+                trainer.lm,
+                trainer.audio,
+                examples,
+                moment,
+                **shared,
+                sampling=Sampling(longest, how.temperature),
+                progress=lambda done: progress(f"evaluate {moment}", done, len(examples), {}),
+            )
         write_eval(folder.evaluation, values | {"step": earlier.get("step", {}) | {moment: step}})
     trainer.accelerator.wait_for_everyone()

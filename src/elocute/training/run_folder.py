@@ -17,6 +17,7 @@ from elocute.data.digest import digest_path
 from elocute.data.files import write_atomically
 from elocute.errors import InputError
 from elocute.recipe import Recipe, dump_recipe
+from elocute.recipe.rewards import without_means
 
 FREE_TO_CHANGE = ("run_dir", "steps", "checkpoint", "trackers", "report", "samples_every")
 """Keys that may differ when a run is continued; any other would make it another run."""
@@ -122,9 +123,8 @@ def _with_defaults(file: Path) -> dict:
 def _without_means(recipe: dict) -> dict:
     """A recipe without what changes how the evaluation is done and not its result."""
     evaluation = {key: value for key, value in (recipe.get("evaluation") or {}).items() if key != "batch"}
-    if evaluation.get("ear"):
-        means = ("workers", "batch_size", "device")
-        evaluation["ear"] = {key: value for key, value in evaluation["ear"].items() if key not in means}
+    evaluation["ear"] = without_means(evaluation.get("ear"))
+    evaluation["labels"] = [without_means(entry) for entry in evaluation.get("labels") or []]
     return recipe | {"evaluation": evaluation}
 
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 import torch
 from accelerate import Accelerator
 
+from elocute.models.batch import make_batch, pad_tokens
 from elocute.models.layout import Tokens
 from elocute.objectives.policy_gradient import policy_gradient, truncated_importance
 from elocute.objectives.tokens import modality_weights, scope_mask, token_coefficients
 from elocute.recipe.schema import Recipe
-from elocute.training.batch import make_batch, pad_tokens
 from elocute.training.policy import Reference, kl_per_token
 
 

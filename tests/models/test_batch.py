@@ -3,9 +3,8 @@
 import pytest
 import torch
 
+from elocute.models.batch import make_batch
 from elocute.models.layout import Tokens
-from elocute.training.batch import make_batch
-from elocute.training.policy import Policy
 
 
 def answer(ids: torch.Tensor) -> Tokens:
@@ -23,16 +22,16 @@ def test_shared_prompts_give_the_states_and_gradients_of_joined_rows(tiny_lm, le
             answers.append(answer(torch.randint(0, 900, (length,))))
     selected = torch.rand(len(answers), 9) < 0.7
     selected[:, 0] = True
-    policy = Policy(tiny_lm)
     batch = make_batch(prompts, answers, selected, "cpu")
-    assert len(batch.prompt_ids) == len(lengths)
+    assert len(batch.prompts) == len(lengths)
     results = []
-    for states_of in (policy._shared, policy._joined):
-        states = states_of(batch)[batch.rows, batch.columns]
-        policy.zero_grad()
+    for share_prompts in (True, False):
+        [found] = tiny_lm.states(batch, share_prompts=share_prompts)
+        states = found.hidden
+        tiny_lm.model.zero_grad()
         (states * torch.linspace(-1, 1, states.numel()).view_as(states)).sum().backward()
-        results.append((states.detach(), [p.grad.clone() for p in policy.parameters() if p.grad is not None]))
-    policy.zero_grad()
+        results.append((states.detach(), [p.grad.clone() for p in tiny_lm.model.parameters() if p.grad is not None]))
+    tiny_lm.model.zero_grad()
     torch.testing.assert_close(results[0][0], results[1][0], atol=1e-5, rtol=1e-5)
     assert len(results[0][1]) == len(results[1][1]) > 10
     for one, two in zip(results[0][1], results[1][1], strict=True):

@@ -1,0 +1,178 @@
+"""A checkpoint folder's weights: named tensors in one safetensors file, or in shards with an index beside them.
+
+A part of the network is read alone, by the prefix of its names; the rest stays on disk. Written again, the folder keeps
+its layout: every tensor in the file that it was in, what was not read and every other file byte for byte.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from elocute.errors import InputError
+
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+
+
+class Shards:
+    """Where a folder's tensors lie. files: name of a tensor → name of its file; index: the index's JSON, or None."""
+
+    def __init__(self, folder: Path, files: dict[str, str], index: dict | None):
+        self.folder, self.files, self.index = folder, files, index
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Shards":
+        """Read the headers. InputError for a file that is missing or cut off, or does not hold what the index says."""
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise InputError(f"{folder}: expected a folder with a model's weights, there is none")
+        if (folder / _SINGLE).is_file():  # looked for first, as transformers does
+            return cls(folder, dict.fromkeys(_names(folder / _SINGLE), _SINGLE), None)
+        if not (folder / _INDEX).is_file():
+            raise InputError(f"{folder}: expected {_INDEX} or {_SINGLE}, there is none")
+        index = _read_index(folder / _INDEX)
+        files = index["weight_map"]
+        for file in sorted(set(files.values())):
+            if not (folder / file).is_file():
+                raise InputError(f"{folder / file}: missing, {_INDEX} names it")
+            said, there = {name for name, place in files.items() if place == file}, set(_names(folder / file))
+            if lacking := sorted(said - there):
+                raise InputError(f"{folder / file}: lacks {lacking[0]}, which {_INDEX} says is in it")
+            if strange := sorted(there - said):
+                raise InputError(f"{folder / file}: holds {strange[0]}, of which {_INDEX} knows nothing")
+        return cls(folder, dict(files), index)
+
+    def names(self, prefix: str = "") -> list[str]:
+        """The names of the tensors that begin with a prefix, whole."""
+        return sorted(name for name in self.files if name.startswith(prefix))
+
+    def shapes(self, prefix: str, *, skip: tuple[str, ...] = ()) -> dict[str, list[int]]:
+        """From the headers: shapes of the tensors whose names begin with a prefix, which is taken off.
+
+        skip: but for those whose names begin with one of these.
+        """
+        return dict(self._each(prefix, skip, lambda file, name: file.get_slice(name).get_shape()))
+
+    def read(
+        self, prefix: str, dtype: torch.dtype | str = "auto", *, skip: tuple[str, ...] = ()
+    ) -> dict[str, torch.Tensor]:
+        """The same tensors themselves. dtype "auto": in the type they are stored in."""
+
+        def read(file, name: str) -> torch.Tensor:
+            tensor = file.get_tensor(name)
+            return tensor if dtype == "auto" else tensor.to(dtype)
+
+        return dict(self._each(prefix, skip, read))
+
+    def _each(self, prefix: str, skip: tuple[str, ...], take: Callable) -> Iterator[tuple[str, Any]]:
+        names = [name for name in self.names(prefix) if not name.startswith(skip)]
+        for place in sorted({self.files[name] for name in names}):
+            with safe_open(self.folder / place, framework="pt") as file:
+                yield from (
+                    (name.removeprefix(prefix), take(file, name)) for name in names if self.files[name] == place
+                )
+
+    def save(self, folder: str | Path, changed: Mapping[str, torch.Tensor]) -> None:
+        """Write the whole folder again, some tensors `changed` (whole names): each in the type in which it is given.
+
+        folder may be this one: then files are replaced one by one. InputError for one inside this one, and for one in
+        which weights lie that would be taken for these.
+        """
+        folder, shards = Path(folder), set(self.files.values())
+        if strange := sorted(set(changed) - set(self.files)):
+            raise ValueError(f"{strange[0]} is not in {self.folder}")
+        if self.folder.resolve() in folder.resolve().parents:
+            raise InputError(f"{folder}: expected a folder outside of {self.folder}, of which it will be a copy")
+        mine = shards if self.index is None else shards | {_INDEX}
+        if strange := sorted({path.name for path in folder.glob("model*.safetensors*")} - mine):
+            raise InputError(f"{folder / strange[0]}: another model's weights lie there")
+        folder.mkdir(parents=True, exist_ok=True)
+        total = 0
+        for place in sorted(shards):
+            total += self._save_shard(place, folder / place, changed)
+        for source in _others(self.folder, shards | {_INDEX}):
+            _copy(source, folder / source.relative_to(self.folder))
+        if self.index is not None:
+            index = self.index | {"metadata": self.index.get("metadata", {}) | {"total_size": total}}
+            (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+    def _save_shard(self, place: str, target: Path, changed: Mapping[str, torch.Tensor]) -> int:
+        """Write one file again; returns its tensors' bytes."""
+        state = {}
+        with safe_open(self.folder / place, framework="pt") as file:
+            for name in file.keys():
+                if name not in changed:
+                    state[name] = file.get_tensor(name)
+                    continue
+                state[name] = changed[name].detach().cpu().contiguous()
+                if [*state[name].shape] != (shape := file.get_slice(name).get_shape()):
+                    raise ValueError(f"{name}: expected {shape}, got {[*state[name].shape]}")
+        if set(state) & set(changed):
+            unfinished = target.with_name(f".{target.name}.unfinished")
+            save_file(state, unfinished, metadata={"format": "pt"})
+            os.replace(unfinished, target)
+        else:
+            _copy(self.folder / place, target)
+        return sum(tensor.nbytes for tensor in state.values())
+
+
+def without_weights(make: Callable[[], nn.Module]) -> nn.Module:
+    """The network that `make` makes, its parameters without memory until `load_state_dict(…, assign=True)`."""
+    with init_empty_weights():
+        return make()
+
+
+def check_fit(network: nn.Module, shapes: Mapping[str, Sequence[int]], where: str) -> None:
+    """InputError unless weights of these shapes are exactly the network's; `where` begins the complaint."""
+    expected = {name: [*tensor.shape] for name, tensor in network.state_dict().items()}
+    if lacking := sorted(set(expected) - set(shapes)):
+        raise InputError(f"{where}: the weights lack {lacking[0]}")
+    if strange := sorted(set(shapes) - set(expected)):
+        raise InputError(f"{where}: the weights hold {strange[0]}, for which the model has no place")
+    for name, shape in shapes.items():
+        if [*shape] != expected[name]:
+            raise InputError(f"{where}: {name}: expected the shape {expected[name]}, got {[*shape]}")
+
+
+def _names(file: Path) -> list[str]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return list(opened.keys())
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file}: not a whole safetensors file: {' '.join(str(error).split())}") from error
+
+
+def _read_index(file: Path) -> dict:
+    try:
+        index = json.loads(file.read_text())
+        if all(isinstance(place, str) and Path(place).name == place for place in index["weight_map"].values()):
+            return index
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{file}: not the index of a model's shards: {error}") from error
+    raise InputError(f"{file}: weight_map: expected names of files beside it")
+
+
+def _others(folder: Path, shards: set[str]) -> list[Path]:
+    """All files below a folder but the shards, and but what is hidden (a repository's own book-keeping)."""
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    parts = ((path, path.relative_to(folder)) for path in found)
+    return [
+        path
+        for path, inner in parts
+        if str(inner) not in shards and not any(name.startswith(".") for name in inner.parts)
+    ]
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.resolve() != target.resolve():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)

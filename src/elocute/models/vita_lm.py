@@ -1,0 +1,225 @@
+"""VITA-Audio as a speech LM: text and speech interleaved in one stream (models/vita has its parts).
+
+The published folder loads as it is. GLM-4-Voice's codec, with which it speaks (and Boost and Balance hear), lies beside
+it, in `glm-4-voice-tokenizer` and `glm-4-voice-decoder`, or where an `elocute.json` in the folder says:
+
+    {"kind": "vita_audio", "speech_tokenizer": "/where/glm-4-voice-tokenizer", "speech_decoder": "/where/…-decoder"}
+
+Every token of an answer is sampled, markers and the turn's end, too. Answers are sampled and trained by the main head;
+multi-token prediction stays as it is, and is saved again. What Plus hears comes from its own encoder, which is frozen.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from elocute.data.audio import load_audio
+from elocute.data.cache import EncodedAudio
+from elocute.data.rows import AUDIO_MARK
+from elocute.data.types import AudioRef, Example, Utterance
+from elocute.errors import InputError, naming
+from elocute.models import vita
+from elocute.models.interleaved import control_tokens
+from elocute.models.layout import Tokens
+from elocute.models.speech_lm import SpeechLM, beside, units_of
+from elocute.speech.glm4voice.codec import Glm4VoiceCodec
+from elocute.speech.glm4voice.decoder import SpeechDecoder
+from elocute.speech.glm4voice.tokenizer import SpeechTokenizer
+
+PARTS = {"speech_tokenizer": "glm-4-voice-tokenizer", "speech_decoder": "glm-4-voice-decoder"}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """ids int64 [P]; states [places, size]: what Plus's encoder made of the heard, for its `<|context_of_audio|>`."""
+
+    ids: torch.Tensor
+    states: torch.Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Answer:
+    """One answer as it grows, as models/layout.py has it. Nothing is forced, nor is where text and speech stand.
+
+    text_ids, units: of what has come so far; broken: why this is no proper answer, or None.
+    """
+
+    def __init__(self, tokens: vita.VitaTokens):
+        self._tokens = tokens
+        self.ids: list[int] = []
+        self.broken: str | None = None
+        self.done = False
+
+    def forced(self) -> tuple[None]:
+        return (None,)
+
+    def push(self, token: int) -> None:
+        """Take the next token."""
+        self.ids.append(int(token))
+        if token >= self._tokens.size:
+            self.broken, self.done = f"token {len(self.ids) - 1} is padding of the vocabulary", True
+        self.done = self.done or token in self._tokens.stops
+
+    def close(self) -> None:
+        """No more tokens will come: an answer without an end is broken."""
+        if not self.done:
+            self.broken, self.done = "no end: the answer was cut at the longest length allowed", True
+
+    def tokens(self) -> Tokens:
+        ids = torch.tensor(self.ids, dtype=torch.int64)
+        return Tokens(ids, self._tokens.is_text(ids), torch.ones(len(ids), dtype=torch.bool))
+
+    @property
+    def text_ids(self) -> list[int]:
+        return self._heard().text
+
+    @property
+    def units(self) -> list[int]:
+        return self._heard().units
+
+    def _heard(self) -> vita.Heard:
+        return self._tokens.read([token for token in self.ids if token < self._tokens.size])
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What an answer's tokens are, as models/layout.py has it."""
+
+    vocabulary: vita.VitaTokens
+    writes = True
+
+    @property
+    def text_end(self) -> int:
+        return self.vocabulary.text_end
+
+    def cursor(self) -> Answer:
+        """An answer that has not begun."""
+        return Answer(self.vocabulary)
+
+    def read(self, ids: Sequence[int]) -> Answer:
+        """Replay an answer's tokens."""
+        answer = self.cursor()
+        for token in ids:
+            if answer.done:
+                break
+            answer.push(int(token))
+        return answer
+
+
+class VitaLM(SpeechLM):
+    """A VITA-Audio that answers in text and speech."""
+
+    def __init__(self, network, tokens: vita.VitaTokens, codec, ears: vita.UserAudio | None, folder: Path):
+        super().__init__(network, Layout(tokens), codec, {})
+        self.tokens, self.tokenizer, self.folder = tokens, tokens.tokenizer, folder
+        self.ears = None if ears is None else ears.requires_grad_(False)
+        self._beside = vita.read_beside(folder)
+        self._control = control_tokens(tokens.tokenizer)
+
+    @classmethod
+    def load(cls, folder: str | Path, *, dtype: torch.dtype | str = torch.float32) -> "VitaLM":
+        """Load a published folder, or one that `save` wrote. InputError names what is missing or does not fit."""
+        folder = Path(folder)
+        tokens = load_vocabulary(folder)
+        tokenizer, decoder = (beside(folder, key, name) for key, name in PARTS.items())
+        codec = Glm4VoiceCodec(SpeechTokenizer.load(tokenizer), SpeechDecoder.load(decoder))
+        if codec.n_units != tokens.n_units:
+            raise InputError(
+                f"{folder}: the speech tokenizer has {codec.n_units} units, the model's vocabulary {tokens.n_units}"
+            )
+        ears = None if tokens.context is None else vita.UserAudio.load(folder, dtype=dtype)
+        return cls(vita.load_network(folder, dtype=dtype), tokens, codec, ears, folder)
+
+    def save(self, folder: str | Path) -> None:
+        """Write a folder as it was published (LoRA merged); elocute.json says where the codec lies."""
+        folder = Path(folder)
+        vita.save(folder, self._beside, self.plain_model(), None if self.ears is None else self.ears.published())
+        where = {key: str(beside(self.folder, key, name).resolve()) for key, name in PARTS.items()}
+        (folder / "elocute.json").write_text(json.dumps({"kind": "vita_audio"} | where, indent=2) + "\n")
+
+    # tokens in
+
+    def encode_prompt(self, example: Example, audio: EncodedAudio) -> Prompt:
+        """The conversation up to where the answer begins. InputError names the row and what it has no place for."""
+        refs, places, states = iter(example.audios), [], []
+        for message in example.messages:
+            if found := self._control.search(message.content):
+                raise InputError(f"{example.where}: messages: the text holds the control token {found[0]!r}")
+            for _ in range(message.content.count(AUDIO_MARK)):
+                if message.role == "assistant":
+                    raise InputError(f"{example.where}: messages: an earlier answer comes as text here, without sound")
+                ref = next(refs)
+                if self.ears is None:
+                    places.append(units_of(example, "audios", ref, audio).tolist())
+                else:
+                    states.append(self._hear(example, ref))
+                    places.append(len(states[-1]))
+        messages = [{"role": message.role, "content": message.content} for message in example.messages]
+        ids = self.tokens.encode_chat(messages, places)
+        return Prompt(ids, torch.cat(states) if states else None)
+
+    def _hear(self, example: Example, ref: AudioRef) -> torch.Tensor:
+        """What the frozen encoder makes of one recording, [F + 4, size]."""
+        if ref.key is not None or ref.units is not None:
+            raise InputError(f"{example.where}: audios: {ref}: expected a sound file, this model hears no units")
+        with naming(f"{example.where}: audios: {ref}"):
+            waveform, rate = load_audio(ref.path, seconds=ref.seconds)
+            [states] = self.ears.states([self.ears.features(waveform, rate)])
+        return states.cpu()
+
+    def encode_target(self, example: Example, audio: EncodedAudio) -> Tokens:
+        """The row's supervised answer, laid out. InputError when the row has none or it does not fit the layout."""
+        return self._encode_answer(example, "sft_target", example.target_text, example.target_audio, audio)
+
+    def encode_rejected(self, example: Example, audio: EncodedAudio) -> Tokens:
+        """The row's rejected answer, laid out. InputError when the row has none or it does not fit the layout."""
+        return self._encode_answer(example, "rejected", example.rejected_text, example.rejected_audio, audio)
+
+    def _encode_answer(
+        self, example: Example, name: str, text: str | None, ref: AudioRef | None, audio: EncodedAudio
+    ) -> Tokens:
+        """name: of the row's fields, less `_text` and `_audio`."""
+        if text is None or ref is None:
+            lacking = "text" if text is None else "audio"
+            raise InputError(f"{example.where}: {name}_{lacking}: expected, it always writes and speaks")
+        if found := self._control.search(text):
+            raise InputError(f"{example.where}: {name}_text: the text holds the control token {found[0]!r}")
+        if ref.cut:
+            raise InputError(f"{example.where}: {name}_audio: it was cut before its end; this model's answers must end")
+        units = units_of(example, f"{name}_audio", ref, audio).tolist()
+        # As it was trained: a newline stands between an answer's text and its speech.
+        return self.layout.read(self.tokens.lay_out(f"{text}\n", units, where=f"{example.where}: {name}")).tokens()
+
+    # tokens out
+
+    def decode(self, ids) -> Utterance:
+        """One answer's ids → what it wrote and the sound of what it said."""
+        spoken, text_ids = self.said(ids)
+        return replace(spoken, text=self.tokenizer.decode(text_ids).strip())
+
+    # the network
+
+    def prompt_inputs(self, prompts: Sequence[Prompt], device) -> dict[str, torch.Tensor]:
+        """Prompts on the right of padding, as embeddings: what was heard stands at its places."""
+        inputs = super().prompt_inputs([prompt.ids for prompt in prompts], device)
+        ids = inputs.pop("input_ids")
+        embeds = self.core().get_input_embeddings()(ids)
+        heard = [prompt.states for prompt in prompts if prompt.states is not None]
+        if heard:
+            weight = self.ears.projector.mlp[0].weight
+            features = self.ears.projector(torch.cat(heard).to(weight.device, weight.dtype)).to(device)
+            embeds = vita.write_audio(embeds, (ids == self.tokens.context) & inputs["attention_mask"].bool(), features)
+        return inputs | {"inputs_embeds": embeds}
+
+
+def load_vocabulary(folder: Path) -> vita.VitaTokens:
+    """All of a folder but weights and sound. InputError names what is missing or does not fit."""
+    vita.check_network(folder)
+    for key, name in PARTS.items():
+        beside(folder, key, name)
+    return vita.load_tokens(folder)

@@ -1,0 +1,115 @@
+"""Published files, read as data: nothing in them is run, nothing in them is constructed."""
+
+import json
+import re
+import shutil
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from elocute.errors import InputError
+
+_REFERENCE = re.compile(r"<([\w.\[\]]+)>")
+
+
+class _TagsAsData(yaml.SafeLoader):
+    """A safe loader for which `!new:Class {…}`, `!name:f`, `!apply:f […]` are the mapping, list or text behind them."""
+
+
+def _untagged(loader: _TagsAsData, tag: str, node: yaml.Node):
+    if isinstance(node, yaml.MappingNode):
+        return loader.construct_mapping(node, deep=True)
+    if isinstance(node, yaml.SequenceNode):
+        return loader.construct_sequence(node, deep=True)
+    return _Reference(node.value) if tag == "ref" else node.value
+
+
+_TagsAsData.add_multi_constructor("!", _untagged)
+
+
+class _Reference(str):
+    """What stands behind `!ref`."""
+
+
+def read_tagged_yaml(file: Path) -> dict:
+    """A HyperPyYAML file as plain data; `!ref <key>` is the value of that key at the top. Arithmetic: InputError."""
+    try:
+        said = yaml.load(file.read_text(encoding="utf-8"), Loader=_TagsAsData)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: cannot be read: {error}") from error
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise InputError(f"{file}: not YAML that holds data only: {' '.join(str(error).split())}") from error
+    if not isinstance(said, dict):
+        raise InputError(f"{file}: expected a YAML mapping")
+    return _resolved(said, said, file)
+
+
+def _resolved(value, top: dict, file: Path):
+    if isinstance(value, dict):
+        return {key: _resolved(item, top, file) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_resolved(item, top, file) for item in value]
+    if not isinstance(value, _Reference):
+        return value
+    name = _REFERENCE.fullmatch(value)
+    target = top.get(name[1]) if name else None
+    if isinstance(target, (str, int, float)) and not isinstance(target, _Reference):
+        return target
+    raise InputError(f"{file}: !ref {value}: expected <key> with a value at the top of the file")
+
+
+def read_json(file: Path) -> dict:
+    try:
+        said = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: not JSON that can be read: {error}") from error
+    if not isinstance(said, dict):
+        raise InputError(f"{file}: expected a JSON object")
+    return said
+
+
+def read_pt(file: Path) -> dict[str, torch.Tensor]:
+    """A state dict that torch saved, read without running anything that the file may hold."""
+    try:
+        mapped = zipfile.is_zipfile(file)  # torch maps its newer format only
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # torch raises what the damage happens to provoke
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{file}: not weights that torch can load: {reason}") from error
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise InputError(f"{file}: expected named tensors and nothing else")
+    return state
+
+
+def read_safetensors(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file}: not a safetensors file: {error}") from error
+
+
+def fill(module: torch.nn.Module, state: dict[str, torch.Tensor], file: Path) -> None:
+    """Copy a file's weights into a module of the same names and shapes, as float32; InputError names what differs."""
+    own = module.state_dict()
+    if lacking := sorted(own.keys() - state.keys()):
+        raise InputError(f"{file}: the weights lack {lacking[0]}")
+    if strange := sorted(state.keys() - own.keys()):
+        raise InputError(f"{file}: the weights hold {strange[0]}, for which the config has no place")
+    for name, tensor in own.items():
+        if tensor.shape != state[name].shape:
+            shapes = f"{list(tensor.shape)}, the weights {list(state[name].shape)}"
+            raise InputError(f"{file}: {name}: the config says {shapes}")
+    module.load_state_dict(state)
+
+
+def copy_files(files: Iterable[Path], folder: Path) -> None:
+    """Copy files into a folder, byte for byte and under their names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        if file.resolve() != (folder / file.name).resolve():
+            shutil.copyfile(file, folder / file.name)

@@ -1,0 +1,51 @@
+"""Kimi-Audio's voice: codes → mel spectrogram (flow) → waveform (BigVGAN), 12.5 codes a second, 24 kHz.
+
+The original vocodes chunk by chunk as they come, half a chunk overlapping, and fades one into the next; here the whole
+mel is vocoded at once. The two differ where the original's pieces meet, in what one of them could not see.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from elocute.errors import InputError
+from elocute.speech.codec import BrokenUnits
+from elocute.speech.kimi.bigvgan import BigVGAN
+from elocute.speech.kimi.flow import FRAMES, Flow
+
+_NOISE_SEED = 0
+
+
+class Detokenizer:
+    """Codes → sound. Deterministic: the flow starts from the same noise each time. On the first GPU if there is one."""
+
+    def __init__(self, flow: Flow, vocoder: BigVGAN):
+        if flow.n_mels != vocoder.n_mels:
+            raise InputError(f"the flow gives {flow.n_mels} mel bands, the vocoder expects {vocoder.n_mels}")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.flow, self.vocoder = flow.to(device), vocoder.to(device)
+        self.n_codes, self.sample_rate = flow.n_codes, vocoder.sample_rate
+        self.samples_per_code = FRAMES * vocoder.hop
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Detokenizer":
+        """A published folder, of which `audio_detokenizer` and `vocoder` are read. InputError for anything else."""
+        return cls(Flow.load(Path(folder) / "audio_detokenizer"), BigVGAN.load(Path(folder) / "vocoder"))
+
+    def save(self, folder: str | Path) -> None:
+        """Write both parts again, under the same names."""
+        self.flow.save(Path(folder) / "audio_detokenizer")
+        self.vocoder.save(Path(folder) / "vocoder")
+
+    @torch.inference_mode()
+    def decode(self, codes) -> np.ndarray:
+        """int [U] → float32 [1920 · U] in [−1, 1]. BrokenUnits for what is no code."""
+        codes = torch.as_tensor(np.asarray(codes, dtype=np.int64))
+        if wrong := [code for code in codes.tolist() if not 0 <= code < self.n_codes]:
+            raise BrokenUnits(f"code {wrong[0]}: expected 0 … {self.n_codes - 1}")
+        if not len(codes):
+            return np.zeros(0, dtype=np.float32)
+        mel = self.flow.mel(codes, torch.Generator().manual_seed(_NOISE_SEED))
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            return self.vocoder(mel.T[None])[0].cpu().numpy()

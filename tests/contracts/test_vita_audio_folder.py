@@ -1,0 +1,232 @@
+"""VITA-Audio's published folders: read, refused where they do not fit, and saved as they came."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import FunAsrNanoEncoderConfig
+
+from elocute.errors import InputError
+from elocute.models.vita import UserAudio, load_network, load_tokens, read_beside, read_config, read_mode, save
+from elocute.models.vita.config import VitaConfig, VitaPlusConfig
+from elocute.models.vita.network import VitaForCausalLM
+from elocute.models.vita.user_audio import Projector
+from elocute.speech.sensevoice import SenseVoice
+from tests.contracts import vita_audio
+from tests.contracts.vita_naive import read_weights
+
+FEW = 40  # units, where how many does not matter
+
+
+@pytest.fixture(scope="module")
+def boost(tmp_path_factory) -> Path:
+    return vita_audio.boost(tmp_path_factory.mktemp("vita") / "boost", n_units=FEW)
+
+
+@pytest.fixture(scope="module")
+def plus(tmp_path_factory) -> Path:
+    return vita_audio.plus(tmp_path_factory.mktemp("vita") / "plus", n_units=FEW)
+
+
+@pytest.fixture(scope="module")
+def vanilla(tmp_path_factory) -> Path:
+    return vita_audio.plus(tmp_path_factory.mktemp("vita") / "vanilla", n_mtp=0, n_units=FEW)
+
+
+@pytest.fixture
+def copied(boost, tmp_path) -> Path:
+    return Path(shutil.copytree(boost, tmp_path / "copy"))
+
+
+def edit(file: Path, **changes) -> None:
+    said = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({key: value for key, value in said.items() if value is not ...}))
+
+
+def some_ids(*shape: int) -> torch.Tensor:
+    return torch.randint(0, 330, shape, generator=torch.Generator().manual_seed(7))
+
+
+# the config
+
+
+def test_rope_theta_of_old_is_taken_over(boost):
+    config = read_config(boost)
+    assert config.rope_parameters["rope_theta"] == 1e6
+    assert (config.n_main, config.n_mtp, config.sliding_window) == (2, 3, None)
+    assert config.dtype == torch.float32
+
+
+def test_kinds_are_told_apart(boost, plus):
+    assert type(read_config(boost)) is VitaConfig and not read_config(boost).hears_features
+    assert type(read_config(plus)) is VitaPlusConfig and read_config(plus).hears_features
+
+
+def test_a_kind_is_known_by_its_architecture_alone(copied):
+    edit(copied / "config.json", model_type=...)
+    assert type(read_config(copied)) is VitaConfig
+
+
+def test_keys_left_out_are_the_originals_defaults(copied):
+    edit(copied / "config.json", num_nextn_predict_layers=..., mtp_loss_weight=...)
+    config = read_config(copied)
+    assert (config.n_main, config.n_mtp, config.mtp_loss_weight) == (4, 1, 1.0)
+
+
+def test_the_mode_is_the_folders_or_the_default(copied):
+    assert read_mode(copied, read_config(copied)) == [1, 10, 4, 10]
+    edit(copied / "generation_config.json", mtp_inference_mode=...)
+    assert read_mode(copied, read_config(copied)) == [1, 3]
+    edit(copied / "generation_config.json", mtp_inference_mode="boost")
+    with pytest.raises(InputError, match="mtp_inference_mode: expected a list"):
+        read_mode(copied, read_config(copied))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}, "expected qwen2_mtp or"),
+        ({"model_type": "qwen2_mtp_sensevoice"}, "expected qwen2_mtp or"),
+        ({"num_nextn_predict_layers": 5}, "expected 0 … 4"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings: expected false"),
+        ({"use_sliding_window": True}, "use_sliding_window: expected false"),
+        ({"hidden_size": "wide"}, "not a config of qwen2_mtp"),
+        ({"num_nextn_predict_layers": 2}, "hold mtp_embed_norms.2.weight, for which config.json has no place"),
+        ({"num_hidden_layers": 6}, "the weights lack model.layers.5.self_attn.q_proj.weight"),
+        ({"vocab_size": 400}, r"expected shape \[400, 32\] by config.json, got \[344, 32\]"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused(copied, changes, message):
+    edit(copied / "config.json", **changes)
+    with pytest.raises(InputError, match=message) as caught:
+        load_network(copied)
+    assert "\n" not in str(caught.value)
+
+
+# the folder
+
+
+@pytest.mark.parametrize("name", ["boost", "plus", "vanilla"])
+def test_saved_again_it_is_the_same_folder(name, request, tmp_path):
+    folder = request.getfixturevalue(name)
+    network = load_network(folder)
+    audio = UserAudio.load(folder).published() if network.config.hears_features else None
+    save(tmp_path / "saved", read_beside(folder), network, audio, max_shard_size="100KB")
+    expected, found = read_weights(folder), read_weights(tmp_path / "saved")
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert json.loads((tmp_path / "saved/config.json").read_text()) == json.loads((folder / "config.json").read_text())
+    for file in folder.iterdir():
+        if file.suffix != ".safetensors" and "index" not in file.name and file.name != "config.json":
+            assert (tmp_path / "saved" / file.name).read_bytes() == file.read_bytes()
+    index = json.loads((tmp_path / "saved/model.safetensors.index.json").read_text())
+    assert set(index["weight_map"]) == set(expected) and len(set(index["weight_map"].values())) > 1
+    for file in (tmp_path / "saved").glob("*.safetensors"):
+        with safe_open(file, "pt") as shard:
+            assert shard.metadata()["format"] == "pt"  # transformers 4 asks for it
+    ids = some_ids(1, 8)
+    torch.testing.assert_close(load_network(tmp_path / "saved")(ids).logits, network(ids).logits)
+
+
+def test_saving_over_a_folder_leaves_no_shard_of_before(copied, tmp_path):
+    network = load_network(copied)
+    save(copied, read_beside(copied), network)
+    assert [file.name for file in copied.glob("*.safetensors*")] == ["model.safetensors"]
+    ids = some_ids(1, 8)
+    torch.testing.assert_close(load_network(copied)(ids).logits, network(ids).logits)
+
+
+def test_the_config_names_the_type_that_is_saved(boost, tmp_path):
+    network = load_network(boost, dtype=torch.bfloat16)
+    save(tmp_path / "saved", read_beside(boost), network)
+    said = json.loads((tmp_path / "saved/config.json").read_text())
+    assert said["torch_dtype"] == "bfloat16" and said["rope_theta"] == 1e6 and "rope_parameters" not in said
+    assert load_network(tmp_path / "saved", dtype="auto").dtype == torch.bfloat16
+    assert load_network(tmp_path / "saved").dtype == torch.float32
+
+
+def test_keys_of_the_published_config_that_mean_nothing_here_are_kept(boost, tmp_path):
+    save(tmp_path / "saved", read_beside(boost), load_network(boost))
+    said = json.loads((tmp_path / "saved/config.json").read_text())
+    assert said["speech_token_offset"] == 151685 and "auto_map" in said and said["sliding_window"] == 131072
+
+
+def test_the_originals_code_is_saved_again_and_never_run(plus, tmp_path):
+    folder = Path(shutil.copytree(plus, tmp_path / "copy"))
+    for name in ("modeling_qwen2.py", "configuration_qwen2.py", "tokenization_qwen2.py"):
+        (folder / name).write_text("raise SystemExit('it ran')\n")
+    edit(folder / "config.json", auto_map={"AutoConfig": "configuration_qwen2.C", "AutoModel": "modeling_qwen2.M"})
+    network, hearing, _ = load_network(folder), UserAudio.load(folder), load_tokens(folder)
+    save(tmp_path / "saved", read_beside(folder), network, hearing.published())
+    assert (tmp_path / "saved/modeling_qwen2.py").read_text() == "raise SystemExit('it ran')\n"
+
+
+def test_plus_is_not_saved_without_its_ears(plus, boost, tmp_path):
+    with pytest.raises(ValueError, match="user audio"):
+        save(tmp_path / "saved", read_beside(plus), load_network(plus))
+    with pytest.raises(ValueError, match="user audio"):
+        save(tmp_path / "saved", read_beside(boost), load_network(boost), {})
+    assert not (tmp_path / "saved").exists()
+
+
+def test_a_missing_shard_is_named(copied):
+    (copied / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(InputError, match="model-00002-of-00003.safetensors: weights: expected this file"):
+        load_network(copied)
+
+
+def test_a_cut_shard_is_named(copied):
+    file = copied / "model-00002-of-00003.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(InputError, match="model-00002-of-00003.safetensors: not a whole safetensors file"):
+        load_network(copied)
+
+
+def test_an_index_that_lies_is_refused(copied):
+    index = copied / "model.safetensors.index.json"
+    weights = json.loads(index.read_text())["weight_map"]
+    edit(index, weight_map=weights | {"model.norm.bias": weights["model.norm.weight"]})
+    with pytest.raises(InputError, match="model.norm.bias is in no shard"):
+        load_network(copied)
+    edit(index, weight_map={name: file for name, file in weights.items() if name != "model.norm.weight"})
+    with pytest.raises(InputError, match="model.norm.weight is in a shard but not in it"):
+        load_network(copied)
+    edit(index, weight_map=weights | {"model.norm.weight": 1})
+    with pytest.raises(InputError, match="weight_map: expected every weight's file"):
+        load_network(copied)
+
+
+def test_boost_with_an_audio_encoder_is_refused(tmp_path):
+    folder = vita_audio.boost(tmp_path / "boost", n_units=FEW)
+    index = folder / "model.safetensors.index.json"
+    weights = json.loads(index.read_text())["weight_map"] | {"model.audio_model.x": "more.safetensors"}
+    save_file({"model.audio_model.x": torch.zeros(1)}, folder / "more.safetensors")
+    edit(index, weight_map=weights)
+    with pytest.raises(InputError, match="the weights hold model.audio_model.x"):
+        load_network(folder)
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(InputError, match="config.json: not readable"):
+        load_network(tmp_path / "nowhere")
+
+
+# the published sizes
+
+
+def test_published_sizes_have_the_published_numbers_of_parameters():
+    sizes = {
+        "hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28, "num_key_value_heads": 4,
+        "vocab_size": 168072, "tie_word_embeddings": False,
+    }  # fmt: skip
+    with torch.device("meta"):
+        boost = VitaForCausalLM(VitaConfig(**sizes, num_hidden_layers=38, num_nextn_predict_layers=10))
+        vanilla = VitaForCausalLM(VitaPlusConfig(**sizes, num_hidden_layers=28, num_nextn_predict_layers=0))
+        audio = SenseVoice(FunAsrNanoEncoderConfig(), 16, 25055), Projector(512, 3584)
+    assert boost.num_parameters() == 10_317_912_576
+    ears = sum(parameter.numel() for part in audio for parameter in part.parameters())
+    assert vanilla.num_parameters() + ears == 7_979_042_111
