@@ -48,7 +48,8 @@ def test_permuted_rewards_are_the_true_ones_at_other_answers():
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_is_a_recipe(variant):
     assert variant in NAMED
-    recipe = load_recipe(RECIPE, [*VARIANTS[variant], "data.eval=null", "steps=3", "seed=2", "run_dir=runs/x"])
+    changed = ["model=starter/model", "data.eval=null", "steps=3", "seed=2", "run_dir=runs/x"]  # any folder will do
+    recipe = load_recipe(RECIPE, [*VARIANTS[variant], *changed])
     assert recipe.rewards[-1].kind == "guard"
     assert ("group" in recipe.reward_mix.scale) == (GROUP in VARIANTS[variant])
 
