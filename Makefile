@@ -51,6 +51,9 @@ starter: $(STARTER_READY)
 	$(VENV)/bin/python -m starter.make_stories
 	$(VENV)/bin/python -m starter.train_unit_lm --out starter/unit_lm
 	$(VENV)/bin/python -m starter.make_suites
+	$(VENV)/bin/python -m starter.make_expressive
+	$(VENV)/bin/python -m starter.train_listener
+	$(VENV)/bin/python -m starter.train_tts_lm --out starter/tts_lm
 
 # The stamp is written last: an installation that was interrupted is taken up again.
 $(READY): requirements.lock pyproject.toml

@@ -10,22 +10,21 @@ without it the model knows its recordings by heart and mishears new ones.
 
 import argparse
 import json
-import math
 import random
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from elocute.data.cache import EncodedAudio
 from elocute.data.rows import read_rows
 from elocute.data.types import Example
 from elocute.models.interleaved import InterleavedLM, make_layout
 from elocute.speech.codec import BLOCK_UNITS, StarterCodec
+from starter.fit import Sequence, fit, in_batches, small_llama
 from starter.questions import answer_key
 
 CONTROL = ["<|pad|>", "<|user|>", "<|assistant|>", "<|transcript|>", "<|text_end|>", "<|answer_end|>"]
@@ -45,8 +44,11 @@ SETTINGS = {
 }
 
 
-def make_tokenizer(texts: list[str], n_units: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE over the world's words (other text still encodes, byte by byte), control and audio tokens."""
+def make_tokenizer(texts: list[str], n_units: int, control: list[str], end: str) -> PreTrainedTokenizerFast:
+    """Byte-level BPE over the world's words (other text still encodes, byte by byte), control and audio tokens.
+
+    end: the control token that ends a text for transformers.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
@@ -54,10 +56,9 @@ def make_tokenizer(texts: list[str], n_units: int) -> PreTrainedTokenizerFast:
         vocab_size=640, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|answer_end|>")
-    wrapped.add_special_tokens({"additional_special_tokens": CONTROL})
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token=end)
+    wrapped.add_special_tokens({"additional_special_tokens": control})
     wrapped.add_tokens([f"<|audio_{unit}|>" for unit in range(n_units)])
-    wrapped.chat_template = TEMPLATE
     return wrapped
 
 
@@ -72,10 +73,6 @@ def erring(rows: list[Example], right: float, rng: random.Random) -> list[Exampl
     wrong = sum(not row.columns["teacher_right"] for row in rows)
     keep = wrong * right / (1 - right) / (len(rows) - wrong)
     return [row for row in rows if not row.columns["teacher_right"] or rng.random() < keep]
-
-
-Sequence = tuple[torch.Tensor, int]
-"""Ids, and where the trained part begins."""
 
 
 def make_sequences(lm: InterleavedLM, rows, audio: EncodedAudio) -> list[dict[str, Sequence]]:
@@ -103,18 +100,7 @@ def batches(spoken, written, tokens: int, rng: random.Random) -> list[list[Seque
     transcribed. The voice is learned quickly, thinking is not: one answer in four goes on after its text."""
     items = [forms["whole" if rng.random() < 1 / 4 else "short"] for forms in (*spoken, *written)]
     items += [forms["transcript"] for forms in rng.sample(spoken, len(spoken) // 4)]
-    rng.shuffle(items)
-    found: list[list[Sequence]] = []
-    for start in range(0, len(items), 4096):
-        group: list[Sequence] = []
-        for item in sorted(items[start : start + 4096], key=lambda item: len(item[0])):
-            if (len(group) + 1) * len(item[0]) > tokens:
-                found.append(group)
-                group = []
-            group.append(item)
-        found.append(group)
-    rng.shuffle(found)
-    return found
+    return in_batches(items, tokens, rng)
 
 
 def disturbed(sequence: Sequence, lm: InterleavedLM) -> Sequence:
@@ -135,13 +121,6 @@ def disturbed(sequence: Sequence, lm: InterleavedLM) -> Sequence:
     return torch.cat([ids[:start], units, ids[end:]]), trained_from + len(units) - (end - start)
 
 
-def collate(group) -> tuple[torch.Tensor, torch.Tensor]:
-    pad = torch.nn.utils.rnn.pad_sequence
-    ids = pad([ids for ids, _ in group], batch_first=True)
-    labels = pad([torch.cat([ids.new_full((n,), -100), ids[n:]]) for ids, n in group], True, -100)
-    return ids, labels
-
-
 def save(lm: InterleavedLM, out: Path) -> None:
     lm.model.save_pretrained(out)
     lm.tokenizer.save_pretrained(out)
@@ -149,33 +128,14 @@ def save(lm: InterleavedLM, out: Path) -> None:
 
 
 def train(lm: InterleavedLM, spoken, written, out: Path, *, epochs: int, tokens: int, lr: float, seed: int) -> None:
-    """AdamW, warm-up and cosine; the model is saved after each epoch."""
+    """The model is saved after each epoch."""
     rng = random.Random(seed)
-    optimizer = torch.optim.AdamW(lm.model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
-    lm.model.train()
-    step, total, running, started = 0, 0, None, time.time()
-    for epoch in range(epochs):
+
+    def epoch() -> list[list[Sequence]]:
         groups = batches(spoken, written, tokens, rng)
-        total = total or epochs * len(groups)
-        for group in groups:
-            ids, labels = collate([disturbed(sequence, lm) for sequence in group])
-            rate = lr * min(1, (step + 1) / 200) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1, step / total))))
-            for settings in optimizer.param_groups:
-                settings["lr"] = rate
-            with torch.autocast("cpu", torch.bfloat16):
-                hidden = lm.trunk()(input_ids=ids).last_hidden_state[:, :-1]
-                where = labels[:, 1:] != -100
-                logits = lm.head()(hidden[where])
-            loss = torch.nn.functional.cross_entropy(logits.float(), labels[:, 1:][where])
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(lm.model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            running = float(loss) if running is None else 0.98 * running + 0.02 * float(loss)
-            step += 1
-            if step % 50 == 0:
-                print(f"epoch {epoch} step {step}/{total} loss {running:.3f} {time.time() - started:.0f} s", flush=True)
-        save(lm, out)
+        return [[disturbed(sequence, lm) for sequence in group] for group in groups]
+
+    fit(lm, epoch, epochs=epochs, lr=lr, after=lambda _: save(lm, out))
 
 
 def main() -> None:
@@ -204,23 +164,11 @@ def main() -> None:
         tokenizer = AutoTokenizer.from_pretrained(args.start)
     else:
         texts = [row.question_text for row in rows] + [row.target_text for row in rows]
-        tokenizer = make_tokenizer(texts, codec.n_units)
-    config = LlamaConfig(
-        vocab_size=math.ceil(len(tokenizer) / 8) * 8,
-        hidden_size=args.hidden,
-        intermediate_size=args.hidden * 8 // 3 // 16 * 16,
-        num_hidden_layers=args.layers,
-        num_attention_heads=args.hidden // 48,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    model = LlamaForCausalLM(config)
+        tokenizer = make_tokenizer(texts, codec.n_units, CONTROL, "<|answer_end|>")
+        tokenizer.chat_template = TEMPLATE
+    model = small_llama(tokenizer, args.hidden, args.layers)
     layout = make_layout(Path(args.out), SETTINGS, tokenizer, codec)
     lm = InterleavedLM(model, tokenizer, layout, codec, SETTINGS)
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, vocabulary {config.vocab_size}")
     audio = EncodedAudio(codec)
     if args.start:
         missing, _ = model.load_state_dict(load_file(args.start / "model.safetensors"), strict=False)

@@ -52,12 +52,17 @@ def speak(text: str, voice: Voice, rate: float = 1.0, pitch: float = 1.0) -> tup
     return (waveform if pitch == 1.0 else change_pitch(waveform, sample_rate, pitch)), sample_rate
 
 
-def change_pitch(waveform: np.ndarray, sample_rate: int, factor: float) -> np.ndarray:
-    """F0 × factor, duration and formants kept: TD-PSOLA (Moulines & Charpentier 1990). float32 [samples] → the same."""
+def change_pitch(waveform: np.ndarray, sample_rate: int, factor: float, melody: float = 1.0) -> np.ndarray:
+    """F0 × factor, duration and formants kept: TD-PSOLA (Moulines & Charpentier 1990). float32 [samples] → the same.
+
+    melody: F0's distance from its median, in semitones, is multiplied by this before.
+    """
     signal = waveform.astype(np.float64)
     hop = sample_rate // 100
     f0 = f0_track(signal, sample_rate, hop)
     period, voiced = _per_sample(f0, len(signal), hop, sample_rate)
+    median = np.median(period[voiced]) if voiced.any() else 1.0
+    factors = factor * (median / period) ** (melody - 1)
     marks = _pitch_marks(signal, period, voiced)
     changed = np.zeros(len(signal))
     at = marks[0]
@@ -66,7 +71,7 @@ def change_pitch(waveform: np.ndarray, sample_rate: int, factor: float) -> np.nd
         half = int(period[source])
         _add_grain(changed, signal, int(at), source, half)
         # In unvoiced stretches the grains stay where they were: only voiced ones move closer or apart.
-        at += half / factor if voiced[source] else half
+        at += half / factors[source] if voiced[source] else half
     return _limited(changed)
 
 

@@ -1,0 +1,62 @@
+"""The table from the runs, beside the paper's."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.tables import over_seeds, percent, provenance, write_table
+
+RESULT = Path("benchmarks/results/rlaif_spa.json")
+VARIANTS = {
+    "base": "base model",
+    "wer_only": "word errors alone",
+    "paper": "the paper's sum",
+    "gated": "scaled in the group, words before style",
+    "gated_word_credit": "… and each word's own credit",
+    "constant_judge": "audit: a judge that always says the same",
+    "transcript_judge": "audit: a judge that only reads",
+    "permuted_rewards": "audit: rewards of other answers",
+}
+METRICS = ("wer", "label_alignment", "f0_range", "broken_audio")
+PAPER = {"base": (8.89, 23.4), "wer_only": (8.08, 24.4), "paper": (5.80, 30.1)}
+"""arXiv 2510.14628, LibriSpeech: WER and emotion accuracy in percent (its row without the label reward: wer_only)."""
+
+
+def evaluation(runs: Path, variant: str, seed: int) -> Path:
+    return runs / "eval" / variant / str(seed)
+
+
+def measured(folder: Path) -> dict[str, float]:
+    found = json.loads((folder / "eval.json").read_text())["result"]
+    return {name: found[name]["value"] for name in METRICS}
+
+
+def write(runs: Path, seeds: Sequence[int], steps: int) -> None:
+    """Write RESULT and the table in docs/prosody-rewards.md; only variants of which every seed is there."""
+    found = {}
+    for variant in VARIANTS:
+        folders = [evaluation(runs, variant, seed) for seed in seeds]
+        if all((folder / "eval.json").exists() for folder in folders):
+            of = [measured(folder) for folder in folders]
+            found[variant] = {name: over_seeds([one[name] for one in of]) for name in METRICS}
+    values = provenance("benchmarks.rlaif_spa") | {"seeds": list(seeds), "steps": steps, "variants": found}
+    RESULT.write_text(json.dumps(values, indent=2) + "\n")
+    write_table("rlaif_spa", markdown(values), Path("docs/prosody-rewards.md"))
+
+
+def markdown(values: dict) -> str:
+    lines = [
+        f"Made by `{values['command']}`: {len(values['seeds'])} seeds, {values['steps']} steps, mean ± 95 % interval "
+        "over seeds.",
+        "",
+        "| reward | WER | labels heard as asked | F0 range, semitones | broken | paper's: WER, emotion |",
+        "|---" * 6 + "|",
+    ]
+    for variant, of in values["variants"].items():
+        width = of["f0_range"]
+        interval = "" if width["ci95"] is None else f" ± {width['ci95']:.1f}"
+        cells = [percent(of["wer"]), percent(of["label_alignment"]), f"{width['mean']:.1f}{interval}",
+                 percent(of["broken_audio"])]  # fmt: skip
+        paper = "{}, {}".format(*PAPER[variant]) if variant in PAPER else "–"
+        lines.append(f"| {VARIANTS[variant]} | " + " | ".join([*cells, paper]) + " |")
+    return "\n".join(lines)
