@@ -44,7 +44,9 @@ SETTINGS = {
 }
 
 
-def make_tokenizer(texts: list[str], n_units: int, control: list[str], end: str) -> PreTrainedTokenizerFast:
+def make_tokenizer(
+    texts: list[str], n_units: int, control: list[str] = CONTROL, end: str = "<|answer_end|>"
+) -> PreTrainedTokenizerFast:
     """Byte-level BPE over the world's words (other text still encodes, byte by byte), control and audio tokens.
 
     end: the control token that ends a text for transformers.
@@ -164,7 +166,7 @@ def main() -> None:
         tokenizer = AutoTokenizer.from_pretrained(args.start)
     else:
         texts = [row.question_text for row in rows] + [row.target_text for row in rows]
-        tokenizer = make_tokenizer(texts, codec.n_units, CONTROL, "<|answer_end|>")
+        tokenizer = make_tokenizer(texts, codec.n_units)
         tokenizer.chat_template = TEMPLATE
     model = small_llama(tokenizer, args.hidden, args.layers)
     layout = make_layout(Path(args.out), SETTINGS, tokenizer, codec)

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from elocute.models.interleaved import InterleavedLM, make_layout
 from elocute.speech.codec import StarterCodec
-from starter.train_base import SETTINGS, make_tokenizer
+from starter.train_base import SETTINGS, TEMPLATE, make_tokenizer
 
 # How long an example takes says how busy the machine is. The same examples each time: a red run is the change's fault.
 settings.register_profile("elocute", deadline=None, derandomize=True)
@@ -24,6 +24,7 @@ def tiny_lm() -> InterleavedLM:
     codec = StarterCodec.load("starter/codec")
     texts = [*Path("starter/answers.txt").read_text().splitlines(), *Path("starter/vocabulary.txt").read_text().split()]
     tokenizer = make_tokenizer(texts * 3, codec.n_units)
+    tokenizer.chat_template = TEMPLATE
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,
