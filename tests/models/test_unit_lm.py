@@ -242,7 +242,10 @@ def test_an_open_ended_answer_may_be_cut_another_has_an_end():
 @pytest.mark.parametrize(
     ("said", "more"),
     [
-        ("kind: expected interleaved, units, tts, kimi_audio or vita_audio, got 'streams'", {"kind": "streams"}),
+        (
+            "kind: expected interleaved, units, tts, kimi_audio, vita_audio or minicpm_o, got 'streams'",
+            {"kind": "streams"},
+        ),
         ("ratio: unknown key", {"ratio": [[1, 10]]}),
         ("codec: expected the codec's folder, got 3", {"codec": 3}),
         ("unit_0: expected a token's id, got None", {"unit_0": None}),

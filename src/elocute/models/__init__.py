@@ -54,6 +54,8 @@ def check_answers_questions(folder: str | Path) -> None:
 def codec_folder(folder: str | Path) -> Path:
     """Where the codec lies with which a model hears."""
     folder = Path(folder)
+    if kind_of(folder) == "minicpm_o":
+        return folder
     if kind_of(folder) in PUBLISHED.values():
         return beside(folder, "speech_tokenizer", "glm-4-voice-tokenizer").resolve()
     return (folder / read_settings(folder)["codec"]).resolve()
@@ -80,6 +82,10 @@ def _published(kind: str) -> tuple[type[SpeechLM], Callable[[Path], object]]:
         from elocute.models import kimi_lm
 
         return kimi_lm.KimiLM, kimi_lm.load_vocabulary
+    if kind == "minicpm_o":
+        from elocute.models import minicpm_lm
+
+        return minicpm_lm.MiniCPMLM, minicpm_lm.load_vocabulary
     from elocute.models import vita_lm
 
     return vita_lm.VitaLM, vita_lm.load_vocabulary

@@ -12,7 +12,7 @@ features of a frozen Whisper, which need the sound itself; a store of codes is n
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -75,6 +75,8 @@ class Layout:
 
 class KimiLM(SpeechLM):
     """A Kimi-Audio that answers in text and speech."""
+
+    streams = (STREAMS,)
 
     def __init__(self, network, tokenizer, marks: kimi.Marks, codec: KimiCodec, whisper: WhisperFeatures, folder: Path):
         super().__init__(network, Layout(marks), codec, {})
@@ -180,7 +182,7 @@ class KimiLM(SpeechLM):
         """Of the audio stream, of the text stream."""
         return [self.core().mimo_output, self.core().lm_head]
 
-    def streams(self, **inputs) -> kimi.KimiHidden:
+    def run(self, **inputs) -> kimi.KimiHidden:
         """Run everything below the heads, in the type that training computes in."""
         head = self.head().weight
         with torch.autocast(head.device.type, self.compute, enabled=self.compute is not None):
@@ -200,14 +202,14 @@ class KimiLM(SpeechLM):
     def _shared(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """States [B, T, D] before each step, of both streams; every prompt is run once."""
         prompt = padded(batch.prompts, batch.answer_ids.device)
-        out = self.streams(**prompt, use_cache=True)
+        out = self.run(**prompt, use_cache=True)
         first = out.audio[batch.owner, -1:], out.text[batch.owner, -1:]
         answer, mask = _steps(batch)
         if answer.shape[1] == 1:
             return first
         out.past_key_values.batch_select_indices(batch.owner)
         whole = torch.cat([prompt["attention_mask"][batch.owner], mask[:, :-1]], 1)
-        rest = self.streams(
+        rest = self.run(
             audio_ids=answer[:, :-1, 0],
             text_ids=answer[:, :-1, 1],
             attention_mask=whole,
@@ -224,7 +226,7 @@ class KimiLM(SpeechLM):
         answer, mask = _steps(batch)
         start = prompt["audio_ids"].shape[1]
         whole = torch.cat([prompt["attention_mask"], mask], 1)
-        out = self.streams(
+        out = self.run(
             audio_ids=torch.cat([prompt["audio_ids"], answer[..., 0]], 1),
             text_ids=torch.cat([prompt["text_ids"], answer[..., 1]], 1),
             features=prompt["features"],
@@ -234,18 +236,19 @@ class KimiLM(SpeechLM):
         )
         return out.audio[:, start - 1 : -1], out.text[:, start - 1 : -1]
 
-    def decoder(self, prompts: Sequence[Prompt], group_size: int) -> "Decoder":
+    def decoders(self, prompts: Sequence[Prompt], group_size: int, cursors: Sequence) -> Iterator["Decoder"]:
         """What grows `group_size` answers to each prompt."""
-        return Decoder(self, prompts, group_size)
+        yield Decoder(self, prompts, group_size)
 
 
 class Decoder:
     """Answers that grow, as models/one_stream.py has it; hidden: [rows, D] of the audio and of the text stream."""
 
     def __init__(self, lm: KimiLM, prompts: Sequence[Prompt], group_size: int):
-        self.lm = lm
+        self.lm, self.heads = lm, lm.heads()
+        self.rows = range(len(prompts) * group_size)
         inputs = padded(prompts, lm.head().weight.device)
-        out = lm.streams(**inputs, use_cache=True)
+        out = lm.run(**inputs, use_cache=True)
         self.cache = out.past_key_values
         self.cache.batch_repeat_interleave(group_size)
         self.mask = inputs["attention_mask"].repeat_interleave(group_size, 0)
@@ -256,7 +259,7 @@ class Decoder:
         """Take the rows' next cells, int64 [rows, 2]."""
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(ids), 1)], 1)
         self.position = self.position + 1
-        out = self.lm.streams(
+        out = self.lm.run(
             audio_ids=ids[:, :1],
             text_ids=ids[:, 1:],
             attention_mask=self.mask,

@@ -119,6 +119,8 @@ class Layout:
 class Cursor:
     """One answer as it grows: what may come next, and what has come so far."""
 
+    stage = 0
+
     def __init__(self, layout: Layout):
         self.layout = layout
         self.ids: list[int] = []

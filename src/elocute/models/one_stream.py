@@ -50,11 +50,13 @@ def _joined(lm, batch: Batch) -> torch.Tensor:
 class Decoder:
     """Answers that grow: each prompt is prefilled once, every answer of its group gets a copy of the cache.
 
-    hidden: what predicts the next cell of each stream, here of the one there is: [[rows, D]].
+    rows: of the batch's answers, those that it grows. hidden, heads: what predicts the next cell of each stream, here
+    of the one there is: [[rows, D]].
     """
 
     def __init__(self, lm, prompts: Sequence[torch.Tensor], group_size: int):
-        self.lm = lm
+        self.lm, self.heads = lm, [lm.head()]
+        self.rows = range(len(prompts) * group_size)
         inputs = lm.prompt_inputs(prompts, lm.head().weight.device)
         mask = inputs["attention_mask"]
         positions = _positions(mask)

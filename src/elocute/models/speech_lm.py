@@ -3,7 +3,7 @@
 import copy
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,10 @@ from elocute.models.layout import Layout
 from elocute.speech import Codec
 from elocute.speech.codec import BrokenUnits
 
-KINDS = ("interleaved", "units", "tts", "kimi_audio", "vita_audio")
+KINDS = ("interleaved", "units", "tts", "kimi_audio", "vita_audio", "minicpm_o")
 PUBLISHED = {
     "MoonshotKimiaForCausalLM": "kimi_audio",
+    "MiniCPMO": "minicpm_o",
     "Qwen2MTPForCausalLM": "vita_audio",
     "Qwen2MTPSenseVoiceForCausalLM": "vita_audio",
 }
@@ -100,17 +101,21 @@ class SpeechLM:
         """The vocabulary head, one linear layer."""
         return self.core().get_output_embeddings()
 
+    streams: Sequence[int] = (1,)
+    """The cells of a step, for each stage of an answer."""
+
     def heads(self) -> list[torch.nn.Module]:
-        """A head for each stream."""
+        """All that says something of an answer's cells."""
         return [self.head()]
 
     def states(self, batch: Batch, *, share_prompts: bool) -> list[States]:
         """What predicts a batch's selected cells, head by head."""
         return one_stream.states(self, batch, share_prompts=share_prompts)
 
-    def decoder(self, prompts: Sequence[torch.Tensor], group_size: int) -> one_stream.Decoder:
-        """What grows `group_size` answers to each prompt."""
-        return one_stream.Decoder(self, prompts, group_size)
+    def decoders(self, prompts: Sequence, group_size: int, cursors: Sequence) -> Iterator[one_stream.Decoder]:
+        """What grows `group_size` answers to each prompt, a stage after the other; the next one is asked for when the
+        last has done its part. cursors: the answers', prompt by prompt."""
+        yield one_stream.Decoder(self, prompts, group_size)
 
     def save_beside(self, folder: Path, **files: str) -> None:
         """Write what is not the network: the codec and elocute.json, which also names `files`."""

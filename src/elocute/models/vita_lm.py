@@ -49,6 +49,8 @@ class Answer:
     text_ids, units: of what has come so far; broken: why this is no proper answer, or None.
     """
 
+    stage = 0
+
     def __init__(self, tokens: vita.VitaTokens):
         self._tokens = tokens
         self.ids: list[int] = []

@@ -2,6 +2,7 @@
 
 - A prompt is prefilled once and its cache shared by its group; decoding runs on a KV cache, finished rows leave it.
 - An answer grows step by step; a step has one cell in each of the model's streams, drawn independently of each other.
+  Some models have several stages: what the first one wrote, the next one speaks.
 - Every answer has its own stream of uniform numbers, seeded by (run seed, step, prompt, sample): an answer does not
   depend on what else is in the batch.
 - Forced cells are fed, never sampled: log-prob 0 and no action.
@@ -21,7 +22,8 @@ from elocute.objectives.logprobs import all_logits
 
 @dataclass(frozen=True)
 class Sampling:
-    """max_new_tokens: steps, whatever the streams; temperature > 0; top_k 0 and top_p 1 mean the whole vocabulary."""
+    """max_new_tokens: steps of a stage, whatever its streams. temperature > 0; top_k 0 and top_p 1 mean the whole
+    vocabulary."""
 
     max_new_tokens: int
     temperature: float = 1.0
@@ -85,44 +87,51 @@ class _Batch:
 
     def __init__(self, lm, prompts, seeds, group_size, sampling: Sampling):
         self.lm, self.prompts, self.seeds, self.group_size, self.sampling = lm, prompts, seeds, group_size, sampling
-        self.heads = lm.heads()
         self.cursors = [lm.layout.cursor() for _ in seeds]
         self.logprobs: list[list[float]] = [[] for _ in seeds]
         self.entropies: list[list[float]] = [[] for _ in seeds]
-        count = sampling.max_new_tokens * len(self.heads)
-        self.uniforms = torch.stack([_uniforms(seed, count) for seed in seeds]).to(self.heads[0].weight.device)
+        count = sampling.max_new_tokens * sum(lm.streams)
+        self.uniforms = torch.stack([_uniforms(seed, count) for seed in seeds]).to(lm.head().weight.device)
 
     def run(self) -> list[Rollout]:
         core = self.lm.core()
         was_training = core.training
         core.eval()
         try:
-            self._decode()
+            for decoder in self.lm.decoders(self.prompts, self.group_size, self.cursors):
+                self._grow(decoder)
         finally:
             core.train(was_training)
         return [self._rollout(row) for row in range(len(self.seeds))]
 
-    def _decode(self) -> None:
-        decoder = self.lm.decoder(self.prompts, self.group_size)
-        rows = list(range(len(self.seeds)))
+    def _grow(self, decoder) -> None:
+        """One stage of the answers: until each has ended, or has come to the next stage."""
+        rows, device = list(decoder.rows), self.uniforms.device
+        stages = {row: self.cursors[row].stage for row in rows}
         for step in range(self.sampling.max_new_tokens):
-            drawn = [self._draw(hidden, head, rows, step * len(self.heads) + stream)
-                     for stream, (hidden, head) in enumerate(zip(decoder.hidden, self.heads, strict=True))]  # fmt: skip
+            drawn = [
+                self._draw(hidden, head, rows, stream)
+                for stream, (hidden, head) in enumerate(zip(decoder.hidden, decoder.heads, strict=True))
+            ]
             ids = [self._take(row, cells) for row, cells in zip(rows, zip(*drawn, strict=True), strict=True)]
-            growing = [index for index, row in enumerate(rows) if not self.cursors[row].done]
+            growing = [
+                index
+                for index, row in enumerate(rows)
+                if not self.cursors[row].done and self.cursors[row].stage == stages[row]
+            ]
             if not growing or step + 1 == self.sampling.max_new_tokens:
                 return
-            device = self.uniforms.device
             if len(growing) < len(rows):
                 rows = [rows[index] for index in growing]
                 ids = [ids[index] for index in growing]
                 decoder.keep(torch.tensor(growing, device=device))
             decoder.step(torch.tensor(ids, device=device))
 
-    def _draw(self, hidden, head, rows: list[int], number: int) -> list[tuple[int, float, float]]:
+    def _draw(self, hidden, head, rows: list[int], stream: int) -> list[tuple[int, float, float]]:
         """The rows' tokens in one stream, with log-prob and entropy."""
         logits = all_logits(hidden, head.weight, head.bias)
-        drawn = draw(logits, self.uniforms[rows, number], self.sampling)
+        uniforms = self.uniforms[rows, [len(self.logprobs[row]) + stream for row in rows]]
+        drawn = draw(logits, uniforms, self.sampling)
         return list(zip(*(values.tolist() for values in drawn), strict=True))
 
     def _take(self, row: int, cells: Sequence[tuple[int, float, float]]) -> list[int]:

@@ -49,6 +49,8 @@ class Reply:
     broken: why this is no proper answer, or None.
     """
 
+    stage = 0
+
     def __init__(self, marks: Marks, *, speaks: bool):
         self.marks, self.speaks = marks, speaks
         self.audio: list[int] = []

@@ -1,0 +1,360 @@
+"""MiniCPM-o 2.6 as a speech LM: an LLM writes, a decoder speaks what it wrote (models/minicpm_o has their parts).
+
+The published folder loads as it is. An answer has two stages: the LLM's tokens, one cell a step, up to its terminator;
+then the speech decoder's frames, four cells a step, up to the first that holds the end in any codebook. All of them are
+sampled, so the voice can be trained: what RLAIF-SPA's released code could not. The decoder reads the answer's text and
+a voice, the LLM's state at `<|spk|>`, through which gradients flow into the LLM.
+
+Both stages are sampled at one temperature, nothing banned: what is sampled is what is trained.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from elocute.data.audio import load_audio, resample
+from elocute.data.cache import EncodedAudio
+from elocute.data.rows import AUDIO_MARK
+from elocute.data.types import AudioRef, Example, Utterance
+from elocute.errors import InputError, naming
+from elocute.models import one_stream
+from elocute.models.batch import Batch, States
+from elocute.models.interleaved import control_tokens
+from elocute.models.layout import Tokens
+from elocute.models.minicpm_o import MiniCPMO
+from elocute.models.minicpm_o.audio import SAMPLE_RATE, fill, hear, log_mel
+from elocute.models.minicpm_o.model import make_parts, open_folder
+from elocute.models.minicpm_o.prompt import (
+    ControlTokens,
+    Recording,
+    Turn,
+    lay_out,
+    load_tokenizer,
+    spans,
+    speaker_place,
+)
+from elocute.models.minicpm_o.spoken import load_text_tokenizer, spoken_ids, target_codes, text_slots
+from elocute.models.minicpm_o.tts import SpeechCache
+from elocute.models.speech_lm import SpeechLM, units_of
+from elocute.speech.chat_tts import ChatTTSCodec
+
+WRITES, SPEAKS = 0, 1
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """ids int64 [P]; mels: the log-mel pieces [mel, F] of each recording in it, which the encoder hears."""
+
+    ids: torch.Tensor
+    mels: tuple[tuple[torch.Tensor, ...], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Answer:
+    """One answer as it grows, as models/layout.py has it. stage: WRITES, then SPEAKS.
+
+    text_ids: what is to be spoken; units: the frames' codes [T][4]; broken: why this is no proper answer, or None.
+    """
+
+    def __init__(self, tokens: ControlTokens, codebooks: int, end: int):
+        self._tokens, self._codebooks, self._end = tokens, codebooks, end
+        self.written: list[int] = []
+        self.frames: list[tuple[int, ...]] = []
+        self.stage = WRITES
+        self.broken: str | None = None
+        self.done = False
+
+    def forced(self) -> tuple[None, ...]:
+        return (None,) * (1 if self.stage == WRITES else self._codebooks)
+
+    def push(self, *cells: int) -> None:
+        """Take the next step's cells."""
+        if self.stage == SPEAKS:
+            self.frames.append(tuple(map(int, cells)))
+            self.done = self._end in cells
+            return
+        [token] = cells
+        self.written.append(int(token))
+        if token in self._tokens.terminators:
+            self.stage = SPEAKS
+            if not self.text_ids:
+                self.broken, self.done = "nothing was written that could be spoken", True
+
+    def close(self) -> None:
+        """No more cells will come: an answer without an end is broken, and so is one without a sound."""
+        if not self.done:
+            self.broken, self.done = "no end: the answer was cut at the longest length allowed", True
+        elif not self.broken and not self.units:
+            self.broken = "empty audio"
+
+    def tokens(self) -> Tokens:
+        ids = torch.tensor([*self.written, *(code for frame in self.frames for code in frame)], dtype=torch.int64)
+        text = torch.arange(len(ids)) < len(self.written)
+        return Tokens(ids, text, torch.ones(len(ids), dtype=torch.bool))
+
+    @property
+    def text_ids(self) -> list[int]:
+        return spoken_ids(torch.tensor(self.written, dtype=torch.int64), self._tokens).tolist()
+
+    @property
+    def units(self) -> list[tuple[int, ...]]:
+        return [frame for frame in self.frames if self._end not in frame]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What an answer's cells are, as models/layout.py has it. end: the code that ends the speech."""
+
+    control: ControlTokens
+    codebooks: int
+    end: int
+    writes = True
+
+    @property
+    def text_end(self) -> int:
+        return self.control.tts_eos
+
+    def cursor(self) -> Answer:
+        """An answer that has not begun."""
+        return Answer(self.control, self.codebooks, self.end)
+
+    def read(self, ids: Sequence[int]) -> Answer:
+        """Replay an answer's cells."""
+        answer, cells = self.cursor(), list(map(int, ids))
+        while cells and not answer.done:
+            count = len(answer.forced())
+            step, cells = cells[:count], cells[count:]
+            if len(step) == count:
+                answer.push(*step)
+        return answer
+
+
+class MiniCPMLM(SpeechLM):
+    """A MiniCPM-o 2.6 that answers in text and speech."""
+
+    def __init__(self, network: MiniCPMO, tokenizer, control: ControlTokens, reader, codec: ChatTTSCodec):
+        config = network.config
+        super().__init__(network, Layout(control, config.tts.num_vq, config.tts.eos), codec, {})
+        self.config, self.tokenizer, self.control, self.reader = config, tokenizer, control, reader
+        self.streams = (1, config.tts.num_vq)
+        self._refused = control_tokens(tokenizer)
+
+    @classmethod
+    def load(cls, folder: str | Path, *, dtype: torch.dtype | str = torch.float32) -> "MiniCPMLM":
+        """Load a published folder, or one that `save` wrote. InputError names what is missing or does not fit."""
+        folder = Path(folder)
+        network = MiniCPMO.load(folder, dtype=dtype)
+        network.apm.requires_grad_(False)
+        tokenizer, control = load_tokenizer(folder, network.config)
+        reader = load_text_tokenizer(folder, network.config.tts)
+        return cls(network, tokenizer, control, reader, ChatTTSCodec.load(folder))
+
+    def save(self, folder: str | Path) -> None:
+        """Write a folder as the published one (LoRA merged)."""
+        self.plain_model().save(folder)
+
+    # tokens in
+
+    def encode_prompt(self, example: Example, audio: EncodedAudio) -> Prompt:
+        """The conversation up to where the answer begins. InputError names the row and what it has no place for."""
+        refs, turns, mels = iter(example.audios), [], []
+        for message in example.messages:
+            if found := self._refused.search(message.content):
+                raise InputError(f"{example.where}: messages: the text holds the control token {found[0]!r}")
+            parts: list[str | Recording] = []
+            for index, piece in enumerate(message.content.split(AUDIO_MARK)):
+                if index:
+                    waveform = self._load(example, next(refs))
+                    parts.append(Recording(len(waveform)))
+                    mels.append(tuple(log_mel(waveform, self.config.audio.num_mel_bins)))
+                parts += [piece.strip()] if piece.strip() else []
+            turns.append(Turn(message.role, parts))
+        try:
+            ids = self.tokenizer.encode(lay_out(turns, self.config, speak=True), add_special_tokens=False)
+        except InputError as error:
+            raise InputError(f"{example.where}: {error}") from error
+        return Prompt(torch.tensor(ids), tuple(mels))
+
+    def _load(self, example: Example, ref: AudioRef) -> np.ndarray:
+        if ref.key is not None or ref.units is not None:
+            raise InputError(f"{example.where}: audios: {ref}: expected a sound file, this model hears no units")
+        with naming(f"{example.where}: audios: {ref}"):
+            waveform, rate = load_audio(ref.path, seconds=ref.seconds)
+        return resample(waveform, rate, SAMPLE_RATE)
+
+    def encode_target(self, example: Example, audio: EncodedAudio) -> Tokens:
+        """The row's supervised answer, laid out. InputError when the row has none or it does not fit the layout."""
+        return self._encode_answer(example, "sft_target", example.target_text, example.target_audio, audio)
+
+    def encode_rejected(self, example: Example, audio: EncodedAudio) -> Tokens:
+        """The row's rejected answer, laid out. InputError when the row has none or it does not fit the layout."""
+        return self._encode_answer(example, "rejected", example.rejected_text, example.rejected_audio, audio)
+
+    def _encode_answer(
+        self, example: Example, name: str, text: str | None, ref: AudioRef | None, audio: EncodedAudio
+    ) -> Tokens:
+        """name: of the row's fields, less `_text` and `_audio`."""
+        if not (text or "").strip() or ref is None:
+            lacking = "audio" if ref is None else "text"
+            raise InputError(f"{example.where}: {name}_{lacking}: expected, it always writes and speaks")
+        if found := self._refused.search(text):
+            raise InputError(f"{example.where}: {name}_text: the text holds the control token {found[0]!r}")
+        if ref.cut:
+            raise InputError(f"{example.where}: {name}_audio: it was cut before its end; this model's answers must end")
+        written = self.tokenizer.encode(text, add_special_tokens=False)
+        codes = target_codes(torch.from_numpy(units_of(example, f"{name}_audio", ref, audio)), self.layout.end)
+        ids = [*written, self.control.tts_eos, self.control.im_end, *codes.flatten().tolist()]
+        return self.layout.read(ids).tokens()
+
+    # tokens out
+
+    def decode(self, ids) -> Utterance:
+        """One answer's cells → what it wrote and the sound of what it said."""
+        spoken, text_ids = self.said(ids)
+        return replace(spoken, text=self.tokenizer.decode(text_ids).strip())
+
+    # the network
+
+    def head(self) -> torch.nn.Module:
+        """The LLM's."""
+        return self.core().llm.lm_head
+
+    def heads(self) -> list[torch.nn.Module]:
+        """The LLM's and the codebooks'."""
+        return [self.head(), *self.core().tts.head_code]
+
+    def trunk(self):
+        """Below the LLM's head."""
+        return self.core().llm.model
+
+    def prompt_inputs(self, prompts: Sequence[Prompt], device) -> dict[str, torch.Tensor]:
+        """Prompts on the right of padding, as embeddings: what was heard stands between its marks."""
+        inputs = super().prompt_inputs([prompt.ids for prompt in prompts], device)
+        ids = inputs.pop("input_ids")
+        core, longest, rows = self.core(), ids.shape[1], []
+        embedded = core.llm.get_input_embeddings()(ids)
+        for prompt, row in zip(prompts, embedded, strict=True):
+            if prompt.mels:
+                start = longest - len(prompt)
+                bounds = spans(prompt.ids, self.control.audio_start, self.control.audio_end)
+                heard = [torch.cat(self._hear([mel.to(device) for mel in pieces])) for pieces in prompt.mels]
+                places = [(start + a, start + b) for a, b in bounds]
+                row = fill(row, places, torch.cat(heard))
+            rows.append(row)
+        return inputs | {"inputs_embeds": torch.stack(rows)}
+
+    def _hear(self, pieces: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        core = self.core()
+        return hear(core.apm, core.audio_projection_layer, pieces)
+
+    def states(self, batch: Batch, *, share_prompts: bool) -> list[States]:
+        """What predicts a batch's selected cells: of the LLM, then of each codebook."""
+        rows = zip(batch.answer_ids, batch.answer_mask.bool(), strict=True)
+        answers = [self.layout.read(ids[mask]) for ids, mask in rows]
+        device = batch.answer_ids.device
+        written = torch.tensor([len(answer.written) for answer in answers], device=device)
+        voice, hidden = self._written(batch, answers)
+        in_text = batch.columns < written[batch.rows]
+        [where] = in_text.nonzero(as_tuple=True)
+        found = [States(hidden[batch.rows[where], batch.columns[where]], self.head(), where)]
+        spoken = self._spoken(answers, voice) if any(answer.frames for answer in answers) else None
+        cell = (batch.columns - written[batch.rows]).clamp(min=0)
+        count = self.layout.codebooks
+        for number, head in enumerate(self.core().tts.head_code if spoken is not None else ()):
+            [where] = (~in_text & (cell % count == number)).nonzero(as_tuple=True)
+            found.append(States(spoken[batch.rows[where], cell[where] // count], head, where))
+        return found
+
+    def _written(self, batch: Batch, answers: Sequence[Answer]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The voice [B, D] of each answer, and the LLM's states [B, N, D] before each of its tokens."""
+        device = batch.answer_ids.device
+        inputs = self.prompt_inputs(batch.prompts, device)
+        texts, mask = _right_padded([answer.written for answer in answers], device)
+        embedded = self.core().llm.get_input_embeddings()(texts)
+        whole = torch.cat([inputs["attention_mask"][batch.owner], mask], 1)
+        hidden, _ = self.hidden(
+            inputs_embeds=torch.cat([inputs["inputs_embeds"][batch.owner], embedded], 1),
+            attention_mask=whole,
+            position_ids=(whole.cumsum(1) - 1).clamp(min=0),
+            use_cache=False,
+        )
+        start = inputs["attention_mask"].shape[1]
+        places = self._voices(batch.prompts, start).to(device)[batch.owner]
+        return hidden[torch.arange(len(answers), device=device), places], hidden[:, start - 1 : -1]
+
+    def _voices(self, prompts: Sequence[Prompt], longest: int) -> torch.Tensor:
+        """Where each prompt's voice stands once it is padded on the left."""
+        return torch.tensor([longest - len(prompt) + speaker_place(prompt.ids, self.control) for prompt in prompts])
+
+    def _slots(self, answers: Sequence[Answer], device) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the decoder reads of each answer: its slots [B, R + 2] and how many are filled [B]."""
+        texts = [self.tokenizer.decode(answer.text_ids) for answer in answers]
+        slots, lengths = zip(*(text_slots(text, self.reader, self.config.tts) for text in texts), strict=True)
+        return torch.stack(slots).to(device), torch.tensor(lengths, device=device)
+
+    def _spoken(self, answers: Sequence[Answer], voice: torch.Tensor) -> torch.Tensor:
+        """The decoder's states [B, T, D] that give each frame's codes."""
+        tts, slots = self.core().tts, self._slots(answers, voice.device)
+        longest = max(len(answer.frames) for answer in answers)
+        frames = torch.zeros(len(answers), longest, self.layout.codebooks, dtype=torch.long, device=voice.device)
+        for row, answer in zip(frames, answers, strict=True):
+            if answer.frames:
+                row[: len(answer.frames)] = torch.tensor(answer.frames, device=voice.device)
+        with torch.autocast(voice.device.type, self.compute, enabled=self.compute is not None):
+            states = tts(*slots, voice, frames)
+        return states.to(tts.head_code[0].weight.dtype)
+
+    def decoders(self, prompts: Sequence[Prompt], group_size: int, cursors: Sequence[Answer]) -> Iterator:
+        """The LLM, then the speech decoder for the answers that came to their terminator."""
+        inputs = self.prompt_inputs(prompts, self.head().weight.device)
+        voice = self._voice_of(inputs, prompts).repeat_interleave(group_size, 0)
+        yield one_stream.Decoder(self, prompts, group_size)
+        rows = [row for row, cursor in enumerate(cursors) if cursor.stage == SPEAKS and not cursor.done]
+        if rows:
+            yield SpeechDecoder(self, rows, self._slots([cursors[row] for row in rows], voice.device), voice[rows])
+
+    def _voice_of(self, inputs: dict[str, torch.Tensor], prompts: Sequence[Prompt]) -> torch.Tensor:
+        mask = inputs["attention_mask"]
+        hidden, _ = self.hidden(**inputs, position_ids=(mask.cumsum(1) - 1).clamp(min=0), use_cache=False)
+        return hidden[torch.arange(len(prompts)), self._voices(prompts, mask.shape[1]).to(mask.device)]
+
+
+class SpeechDecoder:
+    """Speech that grows, as models/one_stream.py has it; hidden: [rows, D], once for each codebook."""
+
+    def __init__(self, lm: MiniCPMLM, rows: list[int], slots: tuple[torch.Tensor, torch.Tensor], voice: torch.Tensor):
+        self.tts, self.rows = lm.core().tts, rows
+        self.heads = list(self.tts.head_code)
+        text, length = slots
+        most = int(length.max())
+        self.cache = SpeechCache(most)
+        valid = torch.arange(most, device=text.device) < length[:, None]
+        self.tts.read_text(self.cache, text[:, :most], valid, voice)
+        self.hidden = [self.tts.read_frame(self.cache, None)] * len(self.heads)
+
+    def step(self, ids: torch.Tensor) -> None:
+        """Take the rows' next frames, int64 [rows, codebooks]."""
+        self.hidden = [self.tts.read_frame(self.cache, ids)] * len(self.heads)
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Go on with these rows only, int64."""
+        self.cache.layers.batch_select_indices(rows)
+        self.cache.valid = self.cache.valid[rows]
+
+
+def load_vocabulary(folder: Path) -> tuple:
+    """All of a folder but weights and sound. InputError names what is missing or does not fit."""
+    config, source = open_folder(folder)
+    make_parts(config, source)
+    return load_tokenizer(folder, config), load_text_tokenizer(folder, config.tts)
+
+
+def _right_padded(rows: Sequence[Sequence[int]], device) -> tuple[torch.Tensor, torch.Tensor]:
+    pad = torch.nn.utils.rnn.pad_sequence
+    ids = pad([torch.tensor(row, dtype=torch.long) for row in rows], True)
+    return ids.to(device), pad([torch.ones(len(row), dtype=torch.long) for row in rows], True).to(device)
