@@ -72,14 +72,6 @@ class InterleavedLM(SpeechLM):
                 ids += self._marked([self.layout.first_unit + int(unit) for unit in units])
         return torch.tensor(ids)
 
-    def encode_target(self, example: Example, audio: EncodedAudio) -> Tokens:
-        """The row's supervised answer, laid out. InputError when the row has none or it does not fit the layout."""
-        return self._encode_answer(example, "sft_target", example.target_text, example.target_audio, audio)
-
-    def encode_rejected(self, example: Example, audio: EncodedAudio) -> Tokens:
-        """The row's rejected answer, laid out. InputError when the row has none or it does not fit the layout."""
-        return self._encode_answer(example, "rejected", example.rejected_text, example.rejected_audio, audio)
-
     def _encode_answer(
         self, example: Example, name: str, text: str | None, ref: AudioRef | None, audio: EncodedAudio
     ) -> Tokens:

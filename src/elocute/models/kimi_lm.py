@@ -18,15 +18,14 @@ from pathlib import Path
 
 import torch
 
-from elocute.data.audio import load_audio
 from elocute.data.cache import EncodedAudio
 from elocute.data.rows import AUDIO_MARK
 from elocute.data.types import AudioRef, Example, Utterance
-from elocute.errors import InputError, naming
+from elocute.errors import InputError
 from elocute.models import kimi
 from elocute.models.batch import Batch, States
 from elocute.models.layout import Tokens
-from elocute.models.speech_lm import SpeechLM, beside, units_of
+from elocute.models.speech_lm import SpeechLM, beside, check_answer, sound_of, units_of
 from elocute.speech.kimi.codec import KimiCodec
 from elocute.speech.kimi.whisper import WhisperFeatures
 
@@ -140,29 +139,13 @@ class KimiLM(SpeechLM):
 
     def _features(self, example: Example, ref: AudioRef, codes: int) -> torch.Tensor:
         """What Whisper hears in one recording, [codes, A]."""
-        if ref.key is not None or ref.units is not None:
-            raise InputError(f"{example.where}: audios: {ref}: expected a sound file, Kimi-Audio hears more than codes")
-        with naming(f"{example.where}: audios: {ref}"):
-            waveform, rate = load_audio(ref.path, seconds=ref.seconds)
-            return kimi.fit_features([self.whisper.encode(waveform, rate)], [codes])
-
-    def encode_target(self, example: Example, audio: EncodedAudio) -> Tokens:
-        """The row's supervised answer, laid out. InputError when the row has none or it does not fit the layout."""
-        return self._encode_answer(example, "sft_target", example.target_text, example.target_audio, audio)
-
-    def encode_rejected(self, example: Example, audio: EncodedAudio) -> Tokens:
-        """The row's rejected answer, laid out. InputError when the row has none or it does not fit the layout."""
-        return self._encode_answer(example, "rejected", example.rejected_text, example.rejected_audio, audio)
+        return kimi.fit_features([self.whisper.encode(*sound_of(example, ref))], [codes])
 
     def _encode_answer(
         self, example: Example, name: str, text: str | None, ref: AudioRef | None, audio: EncodedAudio
     ) -> Tokens:
         """name: of the row's fields, less `_text` and `_audio`."""
-        if text is None or ref is None:
-            lacking = "text" if text is None else "audio"
-            raise InputError(f"{example.where}: {name}_{lacking}: expected, it always writes and speaks")
-        if ref.cut:
-            raise InputError(f"{example.where}: {name}_audio: it was cut before its end; this model's answers must end")
+        check_answer(example, name, text, ref)
         codes = units_of(example, f"{name}_audio", ref, audio)
         try:
             return kimi.lay_out_target(self.tokenizer.encode(text), codes, self.layout.marks).flat()

@@ -12,14 +12,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from elocute.data.audio import load_audio, resample
+from elocute.data.audio import resample
 from elocute.data.cache import EncodedAudio
 from elocute.data.rows import AUDIO_MARK
 from elocute.data.types import AudioRef, Example, Utterance
-from elocute.errors import InputError, naming
+from elocute.errors import InputError
 from elocute.models import one_stream
 from elocute.models.batch import Batch, States
 from elocute.models.interleaved import control_tokens
@@ -38,7 +37,7 @@ from elocute.models.minicpm_o.prompt import (
 )
 from elocute.models.minicpm_o.spoken import load_text_tokenizer, spoken_ids, target_codes, text_slots
 from elocute.models.minicpm_o.tts import SpeechCache
-from elocute.models.speech_lm import SpeechLM, units_of
+from elocute.models.speech_lm import SpeechLM, check_answer, sound_of, units_of
 from elocute.speech.chat_tts import ChatTTSCodec
 
 WRITES, SPEAKS = 0, 1
@@ -169,7 +168,7 @@ class MiniCPMLM(SpeechLM):
             parts: list[str | Recording] = []
             for index, piece in enumerate(message.content.split(AUDIO_MARK)):
                 if index:
-                    waveform = self._load(example, next(refs))
+                    waveform = resample(*sound_of(example, next(refs)), SAMPLE_RATE)
                     parts.append(Recording(len(waveform)))
                     mels.append(tuple(log_mel(waveform, self.config.audio.num_mel_bins)))
                 parts += [piece.strip()] if piece.strip() else []
@@ -180,32 +179,13 @@ class MiniCPMLM(SpeechLM):
             raise InputError(f"{example.where}: {error}") from error
         return Prompt(torch.tensor(ids), tuple(mels))
 
-    def _load(self, example: Example, ref: AudioRef) -> np.ndarray:
-        if ref.key is not None or ref.units is not None:
-            raise InputError(f"{example.where}: audios: {ref}: expected a sound file, this model hears no units")
-        with naming(f"{example.where}: audios: {ref}"):
-            waveform, rate = load_audio(ref.path, seconds=ref.seconds)
-        return resample(waveform, rate, SAMPLE_RATE)
-
-    def encode_target(self, example: Example, audio: EncodedAudio) -> Tokens:
-        """The row's supervised answer, laid out. InputError when the row has none or it does not fit the layout."""
-        return self._encode_answer(example, "sft_target", example.target_text, example.target_audio, audio)
-
-    def encode_rejected(self, example: Example, audio: EncodedAudio) -> Tokens:
-        """The row's rejected answer, laid out. InputError when the row has none or it does not fit the layout."""
-        return self._encode_answer(example, "rejected", example.rejected_text, example.rejected_audio, audio)
-
     def _encode_answer(
         self, example: Example, name: str, text: str | None, ref: AudioRef | None, audio: EncodedAudio
     ) -> Tokens:
         """name: of the row's fields, less `_text` and `_audio`."""
-        if not (text or "").strip() or ref is None:
-            lacking = "audio" if ref is None else "text"
-            raise InputError(f"{example.where}: {name}_{lacking}: expected, it always writes and speaks")
+        check_answer(example, name, text, ref)
         if found := self._refused.search(text):
             raise InputError(f"{example.where}: {name}_text: the text holds the control token {found[0]!r}")
-        if ref.cut:
-            raise InputError(f"{example.where}: {name}_audio: it was cut before its end; this model's answers must end")
         written = self.tokenizer.encode(text, add_special_tokens=False)
         codes = target_codes(torch.from_numpy(units_of(example, f"{name}_audio", ref, audio)), self.layout.end)
         ids = [*written, self.control.tts_eos, self.control.im_end, *codes.flatten().tolist()]
@@ -311,17 +291,14 @@ class MiniCPMLM(SpeechLM):
 
     def decoders(self, prompts: Sequence[Prompt], group_size: int, cursors: Sequence[Answer]) -> Iterator:
         """The LLM, then the speech decoder for the answers that came to their terminator."""
-        inputs = self.prompt_inputs(prompts, self.head().weight.device)
-        voice = self._voice_of(inputs, prompts).repeat_interleave(group_size, 0)
-        yield one_stream.Decoder(self, prompts, group_size)
+        writer = one_stream.Decoder(self, prompts, group_size)
+        longest = writer.prompt.shape[1]
+        places = self._voices(prompts, longest).to(writer.prompt.device)
+        voice = writer.prompt[torch.arange(len(prompts)), places].repeat_interleave(group_size, 0)
+        yield writer
         rows = [row for row, cursor in enumerate(cursors) if cursor.stage == SPEAKS and not cursor.done]
         if rows:
             yield SpeechDecoder(self, rows, self._slots([cursors[row] for row in rows], voice.device), voice[rows])
-
-    def _voice_of(self, inputs: dict[str, torch.Tensor], prompts: Sequence[Prompt]) -> torch.Tensor:
-        mask = inputs["attention_mask"]
-        hidden, _ = self.hidden(**inputs, position_ids=(mask.cumsum(1) - 1).clamp(min=0), use_cache=False)
-        return hidden[torch.arange(len(prompts)), self._voices(prompts, mask.shape[1]).to(mask.device)]
 
 
 class SpeechDecoder:

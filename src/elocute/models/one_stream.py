@@ -51,7 +51,7 @@ class Decoder:
     """Answers that grow: each prompt is prefilled once, every answer of its group gets a copy of the cache.
 
     rows: of the batch's answers, those that it grows. hidden, heads: what predicts the next cell of each stream, here
-    of the one there is: [[rows, D]].
+    of the one there is: [[rows, D]]. prompt: the prompts' states [P, S, D].
     """
 
     def __init__(self, lm, prompts: Sequence[torch.Tensor], group_size: int):
@@ -60,11 +60,11 @@ class Decoder:
         inputs = lm.prompt_inputs(prompts, lm.head().weight.device)
         mask = inputs["attention_mask"]
         positions = _positions(mask)
-        hidden, self.cache = lm.hidden(**inputs, position_ids=positions, use_cache=True)
+        self.prompt, self.cache = lm.hidden(**inputs, position_ids=positions, use_cache=True)
         self.cache.batch_repeat_interleave(group_size)
         self.mask = mask.repeat_interleave(group_size, 0)
         self.position = positions[:, -1].repeat_interleave(group_size)
-        self.hidden = [hidden[:, -1].repeat_interleave(group_size, 0)]
+        self.hidden = [self.prompt[:, -1].repeat_interleave(group_size, 0)]
 
     def step(self, ids: torch.Tensor) -> None:
         """Take the rows' next cells, int64 [rows, 1]."""

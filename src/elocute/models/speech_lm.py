@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
+from elocute.data.audio import load_audio
 from elocute.data.cache import EncodedAudio
 from elocute.data.types import Answer, AudioRef, Example, Utterance
 from elocute.errors import InputError, naming
 from elocute.models import one_stream
 from elocute.models.batch import Batch, States
-from elocute.models.layout import Layout
+from elocute.models.layout import Layout, Tokens
 from elocute.speech import Codec
 from elocute.speech.codec import BrokenUnits
 
@@ -34,7 +35,7 @@ _SPARE = re.compile(r"(^|\.)(rotary_emb\.inv_freq|decoder\.version)$")
 class SpeechLM:
     """The network of a speech LM, as training and sampling use it.
 
-    Each kind adds what its tokens mean: `encode_prompt`, `encode_target`, `encode_rejected`, `decode`, `save`.
+    Each kind adds what its tokens mean: `encode_prompt`, `_encode_answer`, `decode`, `save`.
 
     model: the network (may be wrapped by peft); layout: what an answer's tokens are; codec (waveform ⇄ units);
     settings: its elocute.json. compute: the type its matrix products are done in, None: that of its weights.
@@ -67,6 +68,14 @@ class SpeechLM:
         """InputError, about `what`, when so many tokens do not fit into the context."""
         if self.context is not None and tokens > self.context:
             raise InputError(f"{what}: too long: at least {tokens} tokens, the model's context holds {self.context}")
+
+    def encode_target(self, example: Example, audio: EncodedAudio) -> Tokens:
+        """The row's supervised answer, laid out. InputError when the row has none or it does not fit the layout."""
+        return self._encode_answer(example, "sft_target", example.target_text, example.target_audio, audio)
+
+    def encode_rejected(self, example: Example, audio: EncodedAudio) -> Tokens:
+        """The row's rejected answer, laid out. InputError when the row has none or it does not fit the layout."""
+        return self._encode_answer(example, "rejected", example.rejected_text, example.rejected_audio, audio)
 
     def answer(self, example: Example, ids) -> Answer:
         """A row and what was said to it, as rewards judge it."""
@@ -171,6 +180,23 @@ def beside(folder: Path, key: str, name: str) -> Path:
     if found is None:
         raise InputError(f"{places[-1]}: expected {name} there, with which {folder.name} speaks and hears")
     return found
+
+
+def check_answer(example: Example, name: str, text: str | None, ref: AudioRef | None) -> None:
+    """InputError unless a row's answer has text and speech, to its end. name: of its fields, less `_text`, `_audio`."""
+    for part, given in (("text", (text or "").strip()), ("audio", ref)):
+        if not given:
+            raise InputError(f"{example.where}: {name}_{part}: expected, it always writes and speaks")
+    if ref.cut:
+        raise InputError(f"{example.where}: {name}_audio: it was cut before its end; this model's answers must end")
+
+
+def sound_of(example: Example, ref: AudioRef) -> tuple[np.ndarray, int]:
+    """A question's recording itself: float32 [samples], its rate. InputError, naming the row, where there are units."""
+    if ref.key is not None or ref.units is not None:
+        raise InputError(f"{example.where}: audios: {ref}: expected a sound file, this model hears more than units")
+    with naming(f"{example.where}: audios: {ref}"):
+        return load_audio(ref.path, seconds=ref.seconds)
 
 
 def read_settings(folder: Path) -> dict:

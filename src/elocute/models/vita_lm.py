@@ -16,15 +16,14 @@ from pathlib import Path
 
 import torch
 
-from elocute.data.audio import load_audio
 from elocute.data.cache import EncodedAudio
 from elocute.data.rows import AUDIO_MARK
 from elocute.data.types import AudioRef, Example, Utterance
-from elocute.errors import InputError, naming
+from elocute.errors import InputError
 from elocute.models import vita
 from elocute.models.interleaved import control_tokens
 from elocute.models.layout import Tokens
-from elocute.models.speech_lm import SpeechLM, beside, units_of
+from elocute.models.speech_lm import SpeechLM, beside, check_answer, sound_of, units_of
 from elocute.speech.glm4voice.codec import Glm4VoiceCodec
 from elocute.speech.glm4voice.decoder import SpeechDecoder
 from elocute.speech.glm4voice.tokenizer import SpeechTokenizer
@@ -167,32 +166,16 @@ class VitaLM(SpeechLM):
 
     def _hear(self, example: Example, ref: AudioRef) -> torch.Tensor:
         """What the frozen encoder makes of one recording, [F + 4, size]."""
-        if ref.key is not None or ref.units is not None:
-            raise InputError(f"{example.where}: audios: {ref}: expected a sound file, this model hears no units")
-        with naming(f"{example.where}: audios: {ref}"):
-            waveform, rate = load_audio(ref.path, seconds=ref.seconds)
-            [states] = self.ears.states([self.ears.features(waveform, rate)])
+        [states] = self.ears.states([self.ears.features(*sound_of(example, ref))])
         return states.cpu()
-
-    def encode_target(self, example: Example, audio: EncodedAudio) -> Tokens:
-        """The row's supervised answer, laid out. InputError when the row has none or it does not fit the layout."""
-        return self._encode_answer(example, "sft_target", example.target_text, example.target_audio, audio)
-
-    def encode_rejected(self, example: Example, audio: EncodedAudio) -> Tokens:
-        """The row's rejected answer, laid out. InputError when the row has none or it does not fit the layout."""
-        return self._encode_answer(example, "rejected", example.rejected_text, example.rejected_audio, audio)
 
     def _encode_answer(
         self, example: Example, name: str, text: str | None, ref: AudioRef | None, audio: EncodedAudio
     ) -> Tokens:
         """name: of the row's fields, less `_text` and `_audio`."""
-        if text is None or ref is None:
-            lacking = "text" if text is None else "audio"
-            raise InputError(f"{example.where}: {name}_{lacking}: expected, it always writes and speaks")
+        check_answer(example, name, text, ref)
         if found := self._control.search(text):
             raise InputError(f"{example.where}: {name}_text: the text holds the control token {found[0]!r}")
-        if ref.cut:
-            raise InputError(f"{example.where}: {name}_audio: it was cut before its end; this model's answers must end")
         units = units_of(example, f"{name}_audio", ref, audio).tolist()
         # As it was trained: a newline stands between an answer's text and its speech.
         return self.layout.read(self.tokens.lay_out(f"{text}\n", units, where=f"{example.where}: {name}")).tokens()
