@@ -12,7 +12,6 @@ One utterance at a time: padding would get durations, too.
 
 import json
 import math
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from elocute.errors import InputError
+from elocute.speech.torch_file import read_torch
 
+_PUBLISHED = "a published unit vocoder ({'generator': weights})"
 _CONDITIONS = ("multispkr", "multistyle", "embedder_params", "f0")
 _NEEDED = (
     "num_embeddings", "embedding_dim", "dur_predictor_params", "sampling_rate", "upsample_rates",
@@ -55,7 +56,11 @@ class UnitVocoder(nn.Module):
     def load(cls, weights: Path, config: Path) -> "UnitVocoder":
         """Published weights (.pt) or ours (.safetensors) with their JSON. InputError for anything else."""
         said = _read_config(config)
-        state = _read_safetensors(weights) if weights.suffix == ".safetensors" else _read_published(weights)
+        state = (
+            _read_safetensors(weights)
+            if weights.suffix == ".safetensors"
+            else read_torch(weights, _PUBLISHED, "generator")
+        )
         try:
             vocoder = cls(said)
             vocoder.load_state_dict(folded(state))
@@ -151,13 +156,3 @@ def _read_safetensors(file: Path) -> dict[str, torch.Tensor]:
         return load_file(file)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{file}: not a vocoder's safetensors file: {error}") from error
-
-
-def _read_published(file: Path) -> dict[str, torch.Tensor]:
-    """`{"generator": state}`, read without running anything that the file may hold."""
-    try:
-        mapped = zipfile.is_zipfile(file)  # torch maps its newer format only
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)["generator"]
-    except Exception as error:  # torch raises what the damage happens to provoke
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{file}: not a published unit vocoder ({{'generator': weights}}): {reason}") from error

@@ -7,7 +7,6 @@ This is the "same" padding, 256 samples a frame, not the "center" of the vocoder
 file is theirs: a plain state dict, saved with torch.
 """
 
-import zipfile
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from torch import nn
 from elocute.data.shards import check_fit, without_weights
 from elocute.errors import InputError
 from elocute.speech.chat_tts.mel import LogMel
+from elocute.speech.torch_file import read_torch
 
 _LOUDEST = 100.0
 
@@ -34,7 +34,7 @@ class Vocos(nn.Module):
     @classmethod
     def load(cls, file: str | Path) -> "Vocos":
         """`assets/Vocos.pt`, read without running anything that it may hold. InputError for anything else."""
-        state = _read(Path(file))
+        state = read_torch(Path(file), "a file of weights")
         try:
             bins, width = state["backbone.embed.weight"].shape[1::-1]
             inner = len(state["backbone.convnext.0.pwconv1.bias"])
@@ -115,15 +115,3 @@ def inverse_stft(spectrum: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
 
     frames = torch.fft.irfft(spectrum, n_fft, dim=1) * window[:, None]
     return overlap(frames) / overlap(window.square()[None, :, None].expand(1, -1, count))
-
-
-def _read(file: Path) -> dict[str, torch.Tensor]:
-    try:
-        mapped = zipfile.is_zipfile(file)  # torch maps its newer format only
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # torch raises what the damage happens to provoke
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{file}: not a file of weights: {reason}") from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise InputError(f"{file}: not the weights of a Vocos: expected a plain state dict")
-    return dict(state)

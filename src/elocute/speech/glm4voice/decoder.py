@@ -7,14 +7,16 @@ import numpy as np
 import torch
 
 from elocute.errors import InputError
-from elocute.speech.glm4voice.files import copy_files, fill, read_pt, read_tagged_yaml
+from elocute.speech.glm4voice.files import copy_files, fill, read_tagged_yaml
 from elocute.speech.glm4voice.flow import Flow
 from elocute.speech.glm4voice.vocoder import Hift
+from elocute.speech.torch_file import read_torch
 from elocute.speech.unit_vocoder import folded
 
 STEPS = 10
 _FILES = ("config.yaml", "flow.pt", "hift.pt")
 _SEED = 42
+_WEIGHTS = "weights that torch can load"
 _AS_PUBLISHED = {
     "flow.encoder": {
         "normalize_before": True,
@@ -50,7 +52,7 @@ class SpeechDecoder:
         said = read_tagged_yaml(files[0])
         _check(said, files[0])
         flow, vocoder = _built(Flow, said, "flow", files[0]), _built(Hift, said, "hift", files[0])
-        fill(flow, read_pt(files[1]), files[1])
+        fill(flow, read_torch(files[1], _WEIGHTS), files[1])
         fill(vocoder, _folded(files[2]), files[2])
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(flow.to(device), vocoder.to(device), files)
@@ -93,6 +95,6 @@ def _built(kind: type, said: dict, name: str, file: Path) -> torch.nn.Module:
 
 def _folded(file: Path) -> dict[str, torch.Tensor]:
     try:
-        return folded(read_pt(file))
+        return folded(read_torch(file, _WEIGHTS))
     except (KeyError, IndexError, RuntimeError) as error:
         raise InputError(f"{file}: weight norm without its two parts: {' '.join(str(error).split())}") from error

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -71,19 +70,6 @@ def read_json(file: Path) -> dict:
     if not isinstance(said, dict):
         raise InputError(f"{file}: expected a JSON object")
     return said
-
-
-def read_pt(file: Path) -> dict[str, torch.Tensor]:
-    """A state dict that torch saved, read without running anything that the file may hold."""
-    try:
-        mapped = zipfile.is_zipfile(file)  # torch maps its newer format only
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # torch raises what the damage happens to provoke
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{file}: not weights that torch can load: {reason}") from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise InputError(f"{file}: expected named tensors and nothing else")
-    return state
 
 
 def read_safetensors(file: Path) -> dict[str, torch.Tensor]:
