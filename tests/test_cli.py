@@ -12,7 +12,7 @@ import pytest
 
 from elocute.cli.evaluate import _ear
 from elocute.cli.options import resume_command
-from elocute.recipe.rewards import FasterWhisperSpec, TransformersEarSpec
+from elocute.recipe.ears import FasterWhisperSpec, TransformersEarSpec
 from tests.training.preferences import preference_rows, write_rows
 
 RECIPE = "recipes/starter/wavalign.yaml"

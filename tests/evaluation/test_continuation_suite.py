@@ -28,7 +28,7 @@ from elocute.evaluation.continuation_suite import (
 )
 from elocute.evaluation.unit_suites import Continuing, Listeners, evaluate_continuation
 from elocute.recipe import dump_recipe, load_recipe
-from elocute.recipe.rewards import PocketSphinxSpec
+from elocute.recipe.ears import PocketSphinxSpec
 from elocute.report.suites import CONTINUATION, suite_table
 from elocute.rewards.outcome import Scored, Unavailable
 from elocute.rewards.text_likelihood import TextLM

@@ -19,7 +19,7 @@ from elocute.evaluation.evaluate import (
     read_eval_rows,
     write_eval,
 )
-from elocute.recipe.rewards import FasterWhisperSpec, PocketSphinxSpec
+from elocute.recipe.ears import FasterWhisperSpec, PocketSphinxSpec
 from elocute.rewards import faster_whisper_ear
 from elocute.rewards.packaged import whisper_tiny
 from elocute.rollout import Sampling

@@ -8,7 +8,7 @@ import yaml
 from elocute.errors import InputError
 from elocute.evaluation.independent import check_independent, trained_against
 from elocute.evaluation.unit_suites import Listeners
-from elocute.recipe.rewards import PocketSphinxSpec, TransformersEarSpec
+from elocute.recipe.ears import PocketSphinxSpec, TransformersEarSpec
 
 PERPLEXITY = {"kind": "perplexity", "path": None}
 JUDGE = {"kind": "judge", "model": "a", "rubric": "semantic", "temperature": 0}

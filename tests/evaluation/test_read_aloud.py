@@ -15,7 +15,7 @@ from elocute.evaluation.read_aloud import evaluate_aloud, read_rows_to_read
 from elocute.evaluation.reading import paired, summarise
 from elocute.models import load_model
 from elocute.recipe import load_rewards
-from elocute.recipe.rewards import PocketSphinxSpec
+from elocute.recipe.ears import PocketSphinxSpec
 
 EAR = PocketSphinxSpec(kind="pocketsphinx", vocabulary=Path("starter/answers.txt"))
 

@@ -16,7 +16,8 @@ from elocute.evaluation.combinations import combinations, in_every_combination
 from elocute.evaluation.reading import listen, numbers, paired, summarise, why_unjudged
 from elocute.evaluation.statistics import mcnemar_exact, paired_permutation, wilson
 from elocute.prosody.schema import load_schema
-from elocute.recipe.rewards import PocketSphinxSpec, ProsodySpec
+from elocute.recipe.ears import PocketSphinxSpec
+from elocute.recipe.rewards import ProsodySpec
 from elocute.rewards.build import build_ear, build_reward
 from elocute.rewards.outcome import Scored, Unavailable
 

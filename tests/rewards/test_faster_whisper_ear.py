@@ -12,7 +12,8 @@ from elocute.data.audio import load_audio, resample
 from elocute.data.digest import digest_folder
 from elocute.data.normalise import normalise
 from elocute.errors import InputError
-from elocute.recipe.rewards import AsrSpec, FasterWhisperSpec
+from elocute.recipe.ears import FasterWhisperSpec
+from elocute.recipe.rewards import AsrSpec
 from elocute.rewards import faster_whisper_ear, packaged
 from elocute.rewards.asr import FasterWhisperEar
 from elocute.rewards.build import build_ear, build_reward

@@ -7,7 +7,8 @@ import tiny_models
 from pydantic import TypeAdapter
 
 from elocute.data.digest import digest_file, digest_folder
-from elocute.recipe.rewards import EarSpec, RewardSpec
+from elocute.recipe.ears import EarSpec
+from elocute.recipe.rewards import RewardSpec
 from elocute.rewards import identity as who
 from elocute.rewards.build import build_reward
 from elocute.rewards.identity import digests, identity

@@ -174,7 +174,7 @@ def _say_trained_against(values: dict) -> None:
 
 
 def _ear(name: str | None, vocabulary: Path | None):
-    from elocute.recipe.rewards import FasterWhisperSpec, PocketSphinxSpec, TransformersEarSpec
+    from elocute.recipe.ears import FasterWhisperSpec, PocketSphinxSpec, TransformersEarSpec
 
     if name is not None and vocabulary is not None:
         raise InputError("--vocabulary: only PocketSphinx takes one; leave out --ear or --vocabulary")

@@ -20,7 +20,7 @@ from elocute.evaluation.spoken_qa import answer_all, by_column, judge_all, summa
 from elocute.evaluation.statistics import Estimate
 from elocute.models import SpeechLM, check_answers_questions, check_model, load_speaker
 from elocute.recipe import load_recipe
-from elocute.recipe.rewards import EarSpec, FasterWhisperSpec, PocketSphinxSpec
+from elocute.recipe.ears import EarSpec, FasterWhisperSpec, PocketSphinxSpec
 from elocute.rewards.build import build_ear
 from elocute.rewards.identity import digests
 from elocute.rewards.rule import right_answers

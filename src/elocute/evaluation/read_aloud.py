@@ -33,7 +33,8 @@ from elocute.evaluation.unit_suites import Job
 from elocute.models import TtsLM, load_speaker
 from elocute.models.tts_lm import Template, labels_of, load_template, text_of
 from elocute.recipe import load_rewards
-from elocute.recipe.rewards import AudioJudgeSpec, EarSpec, EmotionSpec, LabelListenerSpec, ProsodySpec
+from elocute.recipe.ears import EarSpec
+from elocute.recipe.rewards import AudioJudgeSpec, EmotionSpec, LabelListenerSpec, ProsodySpec
 from elocute.rewards.build import build_ear, build_reward
 from elocute.rewards.identity import identity
 from elocute.rewards.labels import LabelListener

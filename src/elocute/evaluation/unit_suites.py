@@ -42,7 +42,8 @@ from elocute.evaluation.pair_accuracy import accuracies, table
 from elocute.evaluation.suites import SALMON_PARTS, SUITES, Part, write_scores
 from elocute.models import UnitLM, load_speaker
 from elocute.recipe import load_rewards
-from elocute.recipe.rewards import EarSpec, RewardSpec
+from elocute.recipe.ears import EarSpec
+from elocute.recipe.rewards import RewardSpec
 from elocute.rewards.build import build_ear, build_reward
 from elocute.rewards.identity import digests, identity
 from elocute.rewards.outcome import Reward

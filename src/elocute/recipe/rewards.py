@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, DirectoryPath, Field, FilePath, field_validator, model_validator
+from pydantic import DirectoryPath, Field, FilePath, field_validator, model_validator
 
-Count = Annotated[int, Field(ge=1)]
+from elocute.recipe.ears import Count, EarSpec, PocketSphinxSpec, Spec
+
 Seconds = Annotated[float, Field(gt=0)]
 Reference = Literal["written", "prompt"]
 MEANS = {"concurrency", "timeout", "attempts", "deadline", "cache", "workers", "batch_size", "device"}
@@ -20,13 +21,7 @@ MEANS = {"concurrency", "timeout", "attempts", "deadline", "cache", "workers", "
 _STATISTICS = ("mean", "std", "max")  # of the combined reward, beside which a reward's own mean stands in the metrics
 
 
-class _Spec(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=(), use_attribute_docstrings=True
-    )
-
-
-class GateSpec(_Spec):
+class GateSpec(Spec):
     """The gated reward counts only where `reward` is at least `at_least`; elsewhere it contributes its lowest value."""
 
     reward: str
@@ -35,7 +30,7 @@ class GateSpec(_Spec):
     """Its least value at which this one counts."""
 
 
-class _RewardSpec(_Spec):
+class _RewardSpec(Spec):
     kind: str
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")] = ""
     """How metrics and gates call it; default: its kind."""
@@ -66,43 +61,6 @@ class RuleSpec(_RewardSpec):
     """Column with one accepted answer or a list."""
     match: Literal["exact", "regex", "number"] = "exact"
     """How the text is compared, see docs/own-reward.md."""
-
-
-class PocketSphinxSpec(_Spec):
-    """The bundled offline recogniser."""
-
-    kind: Literal["pocketsphinx"]
-    vocabulary: FilePath | None = None
-    """A file with one sentence or word a line: all that a closed domain says; default: open vocabulary."""
-    workers: Count = 1
-    """Processes that listen."""
-
-
-class TransformersEarSpec(_Spec):
-    """A local Whisper or CTC folder."""
-
-    kind: Literal["transformers"]
-    path: DirectoryPath
-    """A local Whisper or CTC folder."""
-    batch_size: Count = 8
-    """Answers at a time."""
-    device: str | None = None
-    """Default: the first GPU, else the CPU."""
-
-
-class FasterWhisperSpec(_Spec):
-    """Whisper in CTranslate2's format, int8. Needs the extra `faster-whisper`."""
-
-    kind: Literal["faster_whisper"]
-    path: DirectoryPath | None = None
-    """A local folder that CTranslate2 wrote; default: tiny.en of the extra `faster-whisper`."""
-    workers: Count = 1
-    """Answers that are heard side by side, each on one core."""
-    device: Literal["cpu", "cuda"] = "cpu"
-    """`cuda` needs the CUDA libraries that CTranslate2 was built with."""
-
-
-EarSpec = Annotated[PocketSphinxSpec | TransformersEarSpec | FasterWhisperSpec, Field(discriminator="kind")]
 
 
 class AsrSpec(_RewardSpec):
@@ -195,7 +153,7 @@ class FunctionSpec(_RewardSpec):
         return self
 
 
-class _AskedSpec(_Spec):
+class _AskedSpec(Spec):
     model: str | None = None
     """Default: WAVALIGN_REWARD_MODEL or OPENAI_MODEL."""
     temperature: Annotated[float, Field(ge=0)] | None = 0.0
@@ -258,7 +216,7 @@ class EmotionSpec(_RewardSpec):
     """Default: the first GPU, else the CPU."""
 
 
-class LocalListenerSpec(_Spec):
+class LocalListenerSpec(Spec):
     """An audio LLM on disk, such as Qwen2-Audio; a label is as probable as the model finds it as a reply."""
 
     kind: Literal["transformers"]

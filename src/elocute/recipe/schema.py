@@ -6,7 +6,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from elocute.recipe.rewards import EarSpec, LabelListenerSpec, PocketSphinxSpec, RewardSpec, deciding, same_judge
+from elocute.recipe.ears import EarSpec, PocketSphinxSpec
+from elocute.recipe.rewards import LabelListenerSpec, RewardSpec, deciding, same_judge
 
 Positive = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0)]

@@ -2,17 +2,15 @@
 
 from elocute.errors import InputError
 from elocute.prosody.schema import load_schema
+from elocute.recipe.ears import EarSpec, FasterWhisperSpec, TransformersEarSpec
 from elocute.recipe.rewards import (
     AsrSpec,
     AudioJudgeSpec,
-    EarSpec,
     EndpointSpec,
-    FasterWhisperSpec,
     JudgeSpec,
     LocalListenerSpec,
     ProsodySpec,
     RewardSpec,
-    TransformersEarSpec,
 )
 from elocute.rewards.asr import AsrReward, Ear, FasterWhisperEar, PocketSphinxEar, TransformersEar
 from elocute.rewards.audio_judge import AudioJudgeReward, EndpointListener, LocalListener

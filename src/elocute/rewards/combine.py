@@ -18,7 +18,8 @@ import numpy as np
 
 from elocute.data.types import Answer, Example
 from elocute.errors import InputError, RunError
-from elocute.recipe.rewards import EarSpec, RewardSpec
+from elocute.recipe.ears import EarSpec
+from elocute.recipe.rewards import RewardSpec
 from elocute.rewards.build import build_ear, build_reward
 from elocute.rewards.outcome import Invalid, Outcome, Reward, Scored, Unavailable
 from elocute.rewards.transcript import Transcriber
