@@ -16,11 +16,12 @@ from elocute.prosody.schema import load_schema
 from elocute.recipe.rewards import AudioJudgeSpec
 from elocute.rewards import chat
 from elocute.rewards.audio_judge import AudioJudgeReward, EndpointListener, LocalListener, question
-from elocute.rewards.audio_llm import AudioLLM
 from elocute.rewards.build import build_reward
 from elocute.rewards.chat import ChatEndpoint, Credentials
 from elocute.rewards.judge_cache import JudgeCache
+from elocute.rewards.local_chat import LocalChat, Question
 from elocute.rewards.outcome import Invalid, Scored, Unavailable
+from tests.contracts import judges
 
 SCHEMA = load_schema()
 LABELS = {"structure": "Statement", "emotion": "Happy", "speed": "Slow", "tone": "Declarative"}
@@ -41,7 +42,11 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def llm(folder):
-    return AudioLLM(folder, batch_size=3, device="cpu", dtype="float32")
+    return LocalChat(folder, batch_size=3, device="cpu", dtype="float32")
+
+
+def asks(question="?"):
+    return [Question((sound, question)) for sound in SOUNDS]
 
 
 def spoken(i=0, text="say it", **labels):
@@ -51,15 +56,15 @@ def spoken(i=0, text="say it", **labels):
 def test_replies_are_scored_as_the_model_itself_does(llm):
     """Naive twin: one recording and one reply at a time, the whole sequence read anew, no padding and no cache."""
     replies = ["Slow", "Medium", "Fast", "a"]
-    scores = llm.log_probs(SOUNDS, "How fast?", replies)
-    tokenizer = llm.processor.tokenizer
+    scores = np.array(llm.log_probs(asks("How fast?"), replies))
+    tokenizer = llm.tokenizer
     naive = np.zeros_like(scores)
     for i, (waveform, rate) in enumerate(SOUNDS):
         sound = resample(waveform, rate, RATE)
         sound = sound if len(sound) >= RATE else np.resize(sound, RATE)
         for k, reply in enumerate(replies):
             inputs = llm.processor(
-                text=[llm.prompt("How fast?") + reply], audio=[sound], sampling_rate=RATE, return_tensors="pt"
+                text=[llm.prompt(asks("How fast?")[0]) + reply], audio=[sound], sampling_rate=RATE, return_tensors="pt"
             )
             with torch.inference_mode():
                 log_p = llm.model(**inputs).logits[0].double().log_softmax(-1)
@@ -71,16 +76,16 @@ def test_replies_are_scored_as_the_model_itself_does(llm):
 
 
 def test_a_batch_is_heard_as_each_alone(folder, llm):
-    alone = AudioLLM(folder, batch_size=1, device="cpu", dtype="float32")
+    alone = LocalChat(folder, batch_size=1, device="cpu", dtype="float32")
     replies = ["Slow", "Fast"]
-    np.testing.assert_allclose(llm.log_probs(SOUNDS, "?", replies), alone.log_probs(SOUNDS, "?", replies), atol=1e-4)
+    np.testing.assert_allclose(llm.log_probs(asks(), replies), alone.log_probs(asks(), replies), atol=1e-4)
 
 
 def test_probabilities_are_of_the_labels(llm):
     (heard,) = LocalListener(llm)([spoken().utterance], SCHEMA.only(["speed", "emotion"]))
     assert {name: len(p) for name, p in heard.items()} == {"emotion": 5, "speed": 3}
     assert all(p.sum() == pytest.approx(1) and (p > 0).all() for p in heard.values())
-    scores = llm.log_probs([SOUNDS[0]], question(SCHEMA.dimensions["speed"]), ["Slow", "Medium", "Fast"])[0]
+    scores = llm.log_probs(asks(question(SCHEMA.dimensions["speed"]))[:1], ["Slow", "Medium", "Fast"])[0]
     assert heard["speed"] == pytest.approx(np.exp(scores) / np.exp(scores).sum())
 
 
@@ -96,9 +101,11 @@ def test_from_the_recipe(folder):
 
 
 def test_a_folder_without_a_voice_is_refused(tmp_path):
-    tiny_models.causal(tmp_path / "text")
-    with pytest.raises(InputError, match="text: "):
-        AudioLLM(tmp_path / "text")
+    mistral = judges.mistral(tmp_path / "text")
+    with pytest.raises(InputError, match="text: expected a model that hears, found one that only reads"):
+        LocalListener(LocalChat(mistral, device="cpu"))
+    with pytest.raises(InputError, match="none: expected a chat model, found one without a chat template"):
+        LocalChat(tiny_models.causal(tmp_path / "none"), device="cpu")
 
 
 def endpoint_reward(url="http://nowhere.invalid/v1", credit="match", cache=None, **options):

@@ -18,7 +18,7 @@ from elocute.rewards.chat import ChatEndpoint, Credentials
 from elocute.rewards.combine import RewardMixer, Weighted
 from elocute.rewards.judge import JudgeReward, parse_verdict
 from elocute.rewards.outcome import Invalid, Scored, Unavailable
-from elocute.rewards.rubrics import RUBRICS
+from elocute.rewards.rubrics import NAMES, instructions
 
 
 @pytest.fixture(autouse=True)
@@ -55,10 +55,10 @@ def words(request) -> str:
     return "\n".join(p["text"] for p in request["messages"][1]["content"] if p["type"] == "text")
 
 
-@pytest.mark.parametrize("rubric", RUBRICS)
+@pytest.mark.parametrize("rubric", NAMES)
 def test_a_request_holds_rubric_question_transcript_and_audio(rubric):
     request = judge(rubric=rubric).request(answer("it is cold", question="hot or cold?"))
-    assert request["messages"][0] == {"role": "system", "content": RUBRICS[rubric]}
+    assert request["messages"][0] == {"role": "system", "content": instructions(rubric)}
     assert "hot or cold?" in words(request) and "it is cold" in words(request)
     assert request["model"] == "m" and request["temperature"] == 0.0 and len(sounds(request)) == 1
 

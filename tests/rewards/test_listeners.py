@@ -112,10 +112,11 @@ def test_the_rows_own_recording_is_the_reference(voices_model, tmp_path):
 
 
 def test_dnsmos_windows_are_nine_seconds():
-    short, exact, long = (np.arange(n, dtype=np.float32) for n in (40_000, SAMPLES, SAMPLES + 40_000))
-    assert [len(dnsmos_windows(w)) for w in (short, exact, long)] == [1, 1, 3]
-    assert all(len(w) == SAMPLES for w in dnsmos_windows(short) + dnsmos_windows(long))
-    assert dnsmos_windows(short)[0][40_000] == 0 and dnsmos_windows(long)[1][0] == 16_000
+    """As many as dnsmos_local.py has: ⌊seconds⌋ − 9 of what is doubled until it is long enough."""
+    sounds = [np.arange(int(seconds * RATE), dtype=np.float32) for seconds in (2.5, 6.3, 9.01, 10.99, 11, 25)]
+    assert [len(dnsmos_windows(w)) for w in sounds] == [1, 3, 1, 1, 2, 16]
+    assert all(len(w) == SAMPLES and w.dtype == np.float32 for sound in sounds for w in dnsmos_windows(sound))
+    assert dnsmos_windows(sounds[0])[0][40_000] == 0 and dnsmos_windows(sounds[-1])[1][0] == RATE
 
 
 def test_dnsmos_maps_the_networks_outputs_to_the_listeners_scale(tmp_path):

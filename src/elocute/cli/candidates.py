@@ -47,14 +47,14 @@ def score(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Judge candidates by the recipe's rewards.
+    """Judge candidates by the recipe's rewards. RECIPE may be a file that holds `rewards` and nothing else.
 
     Example: `elocute score recipes/starter/wavalign.yaml --candidates candidates/candidates.jsonl -o scored.jsonl`
     """
     from elocute.pipelines.score import CandidateScorer
-    from elocute.recipe import load_recipe
+    from elocute.recipe import load_judges
 
-    checked = load_recipe(recipe, overrides or [])
+    checked = load_judges(recipe, overrides or [])
     with CandidateScorer(checked, candidates, out) as job:
         if dry_run:
             return print_checked(checked, candidates, job.check(resume=resume or retry), as_json)

@@ -30,7 +30,7 @@ from elocute.pipelines.candidates import (
 )
 from elocute.pipelines.journal import Journal, Writer
 from elocute.pipelines.tally import ScoredTally
-from elocute.recipe import Recipe
+from elocute.recipe import Judges, Recipe
 from elocute.recipe.rewards import without_means
 from elocute.rewards.combine import Judged, build_mixer
 from elocute.rewards.outcome import Outcome, Scored, Unavailable
@@ -50,7 +50,7 @@ CHECKED_TOGETHER = 1000
 class CandidateScorer:
     """Scores the candidates in the file `candidates` into the file `out`; a context, for rewards may hold processes."""
 
-    def __init__(self, recipe: Recipe, candidates: Path, out: Path):
+    def __init__(self, recipe: Recipe | Judges, candidates: Path, out: Path):
         if not recipe.rewards:
             raise InputError("rewards: expected at least one to score with")
         if os.path.realpath(candidates) == os.path.realpath(out):

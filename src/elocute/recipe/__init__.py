@@ -1,6 +1,7 @@
 """The recipe: everything a run depends on, checked before anything loads."""
 
-from elocute.recipe.load import dump_recipe, load_recipe, load_rewards
+from elocute.recipe.judges import Judges
+from elocute.recipe.load import dump_recipe, load_judges, load_recipe, load_rewards
 from elocute.recipe.schema import Recipe
 
-__all__ = ["Recipe", "dump_recipe", "load_recipe", "load_rewards"]
+__all__ = ["Judges", "Recipe", "dump_recipe", "load_judges", "load_recipe", "load_rewards"]

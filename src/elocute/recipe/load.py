@@ -3,38 +3,34 @@
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from elocute.errors import InputError
+from elocute.recipe.judges import Judges
 from elocute.recipe.rewards import RewardSpec
 from elocute.recipe.schema import Recipe
+
+T = TypeVar("T", bound=BaseModel)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and apply overrides such as `optim.lr=1e-4`. InputError has one line for each mistake."""
-    path = Path(path)
-    values = read_yaml(path)
-    for override in overrides:
-        _apply(values, override)
-    try:
-        recipe = Recipe.model_validate(values)
-    except ValidationError as error:
-        raise InputError("\n".join(_lines(path, values, error))) from error
-    _check_files(path, recipe)
-    _check_trackers(path, recipe)
-    return recipe
+    return _recipe(Path(path), _overridden(Path(path), overrides))
+
+
+def load_judges(path: str | Path, overrides: Sequence[str] = ()) -> Recipe | Judges:
+    """A recipe, or a file of `rewards` without a model: one that says nothing of `model`, `steps` and `optim`."""
+    path, values = Path(path), _overridden(Path(path), overrides)
+    return _recipe(path, values) if values.keys() & {"model", "steps", "optim"} else _validated(Judges, path, values)
 
 
 def load_rewards(path: str | Path) -> list[RewardSpec]:
     """The `rewards` of a YAML file: a recipe, of which nothing else is read, or a file with nothing else."""
     path = Path(path)
-    values = read_yaml(path)
-    try:
-        rewards = _Rewards.model_validate(values).rewards
-    except ValidationError as error:
-        raise InputError("\n".join(_lines(path, values, error))) from error
+    rewards = _validated(_Rewards, path, read_yaml(path)).rewards
     if not rewards:
         raise InputError(f"{path}: rewards: expected at least one")
     return rewards
@@ -44,7 +40,28 @@ class _Rewards(BaseModel):
     rewards: list[RewardSpec]
 
 
-def dump_recipe(recipe: Recipe) -> str:
+def _overridden(path: Path, overrides: Sequence[str]) -> dict:
+    values = read_yaml(path)
+    for override in overrides:
+        _apply(values, override)
+    return values
+
+
+def _recipe(path: Path, values: dict) -> Recipe:
+    recipe = _validated(Recipe, path, values)
+    _check_files(path, recipe)
+    _check_trackers(path, recipe)
+    return recipe
+
+
+def _validated(schema: type[T], path: Path, values: dict) -> T:
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        raise InputError("\n".join(_lines(path, values, error))) from error
+
+
+def dump_recipe(recipe: Recipe | Judges) -> str:
     """The resolved recipe as YAML."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
 

@@ -10,7 +10,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import DirectoryPath, Field, FilePath, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    DirectoryPath,
+    Field,
+    FilePath,
+    ValidationError,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 
 from elocute.recipe.ears import Count, EarSpec, PocketSphinxSpec, Spec
 
@@ -19,6 +28,23 @@ Reference = Literal["written", "prompt"]
 MEANS = {"concurrency", "timeout", "attempts", "deadline", "cache", "workers", "batch_size", "device"}
 """Keys of a reward that change how it is computed and not what: they may differ when the work goes on."""
 _STATISTICS = ("mean", "std", "max")  # of the combined reward, beside which a reward's own mean stands in the metrics
+_Rubric = Literal["holistic", "semantic", "acoustic", "continuation"]
+
+
+def _rubric(value: Any, validate: Any) -> str | Path:
+    try:
+        return validate(value)
+    except ValidationError:
+        raise ValueError(f"expected {', '.join(_Rubric.__args__)} or a text file, got {value!r}") from None
+
+
+def _is_there(path: Path) -> Path:
+    if not path.exists():
+        raise ValueError(f"no such folder or file: {path}")
+    return path
+
+
+Rubric = Annotated[_Rubric | FilePath, WrapValidator(_rubric)]
 
 
 class GateSpec(Spec):
@@ -174,12 +200,40 @@ class JudgeSpec(_AskedSpec, _RewardSpec):
     """A chat model that hears or reads; its key and address come from the environment (see rewards/chat.py)."""
 
     kind: Literal["judge"]
-    rubric: Literal["holistic", "semantic", "acoustic", "continuation"] = "holistic"
-    """What the judge is asked for."""
+    rubric: Rubric = "holistic"
+    """What the judge is asked for; a text file: your own rubric, for the scale from 1 to 5."""
     send_audio: bool = True
     """Send question and answer as audio; false for a judge that only reads."""
     max_tokens: Count = 1024
     """Longest reply."""
+
+
+class _ChatModelSpec(Spec):
+    path: DirectoryPath
+    """A local folder of a chat model."""
+    batch_size: Count = 4
+    """Answers at a time."""
+    device: str | None = None
+    """Default: the first GPU, else the CPU."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Of the model's weights."""
+
+
+class LocalJudgeSpec(_ChatModelSpec, _RewardSpec):
+    """1 to 5 by a chat model on disk that reads (Mistral) or hears (Qwen2-Audio), see docs/judges.md."""
+
+    kind: Literal["local_judge"]
+    path: Annotated[Path, AfterValidator(_is_there)]
+    """A local folder of a chat model, or a `.gguf` file of one that reads."""
+    rubric: Rubric = "holistic"
+    """What the judge is asked for; a text file: your own rubric, for the scale from 1 to 5."""
+    send_audio: bool = True
+    """Let it hear question and answer; false for a model that only reads."""
+    verdict: Literal["written", "likelihood"] = "written"
+    """`written`: it writes its reasons and a score; `likelihood`: the mean of 1 to 5, each as probable as the model
+    finds it as its reply."""
+    max_tokens: Count = 512
+    """Longest written reply."""
 
 
 class _LabelSpec(_RewardSpec):
@@ -216,18 +270,10 @@ class EmotionSpec(_RewardSpec):
     """Default: the first GPU, else the CPU."""
 
 
-class LocalListenerSpec(Spec):
+class LocalListenerSpec(_ChatModelSpec):
     """An audio LLM on disk, such as Qwen2-Audio; a label is as probable as the model finds it as a reply."""
 
     kind: Literal["transformers"]
-    path: DirectoryPath
-    """A local folder of an audio LLM."""
-    batch_size: Count = 4
-    """Answers at a time."""
-    device: str | None = None
-    """Default: the first GPU, else the CPU."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """Of the model's weights."""
 
 
 class EndpointSpec(_AskedSpec):
@@ -291,8 +337,8 @@ class DnsmosSpec(_RewardSpec):
     kind: Literal["dnsmos"]
     weight: Annotated[float, Field(ge=0)] = 0.0
     """0: alarms only."""
-    path: FilePath
-    """Your copy of `sig_bak_ovr.onnx`."""
+    path: FilePath | None = None
+    """Your copy of `sig_bak_ovr.onnx`; default: the one in the package `speechmos`."""
 
 
 RewardSpec = Annotated[
@@ -305,6 +351,7 @@ RewardSpec = Annotated[
     | RelatednessSpec
     | FunctionSpec
     | JudgeSpec
+    | LocalJudgeSpec
     | ProsodySpec
     | EmotionSpec
     | AudioJudgeSpec

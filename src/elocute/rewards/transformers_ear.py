@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from elocute.data.audio import resample
+from elocute.data.audio import SILENCE, resample
 from elocute.errors import InputError
 from elocute.rewards.local_model import open_folder, open_model
 from elocute.rewards.words import Word
@@ -55,28 +55,30 @@ class TransformersEar:
 
     def _by_window(self, waveforms: list[np.ndarray], sample_rate: int, hear: Callable) -> list[list[tuple]]:
         """What each waveform's windows give, with where they begin, in seconds: [waveforms][windows]."""
-        pieces, owner = [], []
-        for i, waveform in enumerate(waveforms):
-            windows = self._windows(resample(waveform, sample_rate, self.rate))
-            pieces += windows
-            owner += [i] * len(windows)
+        pieces = [
+            (i, begin, window)
+            for i, waveform in enumerate(waveforms)
+            for begin, window in self._windows(resample(waveform, sample_rate, self.rate))
+        ]
         heard: list[list[tuple]] = [[] for _ in waveforms]
         for start in range(0, len(pieces), self.batch_size):
-            batch = slice(start, start + self.batch_size)
-            for i, found in zip(owner[batch], hear(pieces[batch]), strict=True):
-                heard[i].append((len(heard[i]) * self._longest / self.rate, found))
+            batch = pieces[start : start + self.batch_size]
+            for (i, begin, _), found in zip(batch, hear([window for _, _, window in batch]), strict=True):
+                heard[i].append((begin / self.rate, found))
         return heard
 
     @property
     def _longest(self) -> int:
         return self.processor.feature_extractor.n_samples if self.whisper else 0  # a CTC model hears all at once
 
-    def _windows(self, waveform: np.ndarray) -> list[np.ndarray]:
+    def _windows(self, waveform: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        """(its first sample, the window), without those that hold nothing."""
         # Half a receptive field of a CTC encoder: shorter audio holds no word, and its convolutions would fail.
         shortest = self.rate // 40
         longest = self._longest or max(1, len(waveform))
-        windows = [waveform[i : i + longest] for i in range(0, len(waveform), longest)]
-        return [w for w in windows if len(w) >= shortest]
+        windows = [(i, waveform[i : i + longest]) for i in range(0, len(waveform), longest)]
+        # Nor does digital silence hold one, where Whisper makes words up.
+        return [(i, w) for i, w in windows if len(w) >= shortest and np.abs(w).max() >= SILENCE]
 
     def _hear(self, batch: list[np.ndarray]) -> list[str]:
         tokens = self._generated(batch) if self.whisper else self._frames(batch)
