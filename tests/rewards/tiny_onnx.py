@@ -1,16 +1,17 @@
-"""A tiny ONNX model, its protocol buffer written by hand: float [1, samples] → mean · factors, [1, factors]."""
+"""A tiny ONNX model with the names and shapes of DNSMOS P.835, its protocol buffer written by hand:
+float [N, samples] → mean of the magnitudes · factors, [N, factors]."""
 
 import struct
 from pathlib import Path
 
 
 def mean_times(path: Path, factors: list[float]) -> Path:
-    mean = _node("ReduceMean", ["input_1"], "mean", axes=[1])
-    times = _node("Mul", ["mean", "factors"], "output")
+    mean = _node("Abs", ["input_1"], "magnitudes"), _node("ReduceMean", ["magnitudes"], "mean", axes=[1])
+    times = _node("Mul", ["mean", "factors"], "Identity:0")
     data = struct.pack(f"<{len(factors)}f", *factors)
     tensor = _int(1, 1) + _int(1, len(factors)) + _int(2, 1) + _bytes(8, b"factors") + _bytes(9, data)
-    graph = _bytes(1, mean) + _bytes(1, times) + _bytes(2, b"g") + _bytes(5, tensor)
-    graph += _bytes(11, _value("input_1", 144_160)) + _bytes(12, _value("output", len(factors)))
+    graph = b"".join(_bytes(1, node) for node in (*mean, times)) + _bytes(2, b"g") + _bytes(5, tensor)
+    graph += _bytes(11, _value("input_1", 144_160)) + _bytes(12, _value("Identity:0", len(factors)))
     path.write_bytes(_int(1, 8) + _bytes(7, graph) + _bytes(8, _bytes(1, b"") + _int(2, 13)))
     return path
 
@@ -29,7 +30,7 @@ def _node(op: str, inputs: list[str], output: str, **lists: list[int]) -> bytes:
 
 
 def _value(name: str, length: int) -> bytes:
-    shape = b"".join(_bytes(1, _int(1, n)) for n in (1, length))
+    shape = _bytes(1, _bytes(2, b"N")) + _bytes(1, _int(1, length))
     return _bytes(1, name.encode()) + _bytes(2, _bytes(1, _int(1, 1) + _bytes(2, shape)))
 
 
