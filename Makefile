@@ -1,7 +1,7 @@
 # make quickstart   train the starter model and open runs/quickstart/report.html afterwards
 # make test         run the tests
 # make lint         check the style
-# make judges       install the local judges of continuations, which recipes/starter/align_slm.yaml needs
+# make judges       install the local judges of continuations, which recipes/starter/align_slm.yaml needs, and DNSMOS
 # make whisper      install the ear faster_whisper with Whisper tiny.en (150 MB; make test installs it, too)
 # make starter      build the starter's worlds, codecs and base models anew, in place of the shipped ones (takes hours)
 #

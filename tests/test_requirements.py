@@ -67,7 +67,7 @@ def needed(wanted: list[str]) -> set[str]:
     [
         ("requirements.lock", ["dev"]),
         ("requirements-starter.lock", ["dev", "starter"]),
-        ("requirements-judges.lock", ["dev", "local-judges"]),
+        ("requirements-judges.lock", ["dev", "local-judges", "dnsmos"]),
         ("requirements-whisper.lock", ["dev", "faster-whisper"]),
     ],
 )

@@ -17,6 +17,7 @@ import pytest
 from typer.main import get_command
 
 from elocute.cli import app
+from tests.contracts import judges
 from tests.rewards import tiny_models
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +56,7 @@ def root(tiny_lm, tmp_path_factory):
     tiny_lm.save(root / "starter/model")
     tiny_models.bert(root / "models/encoder")
     tiny_models.classifier(root / "models/classifier")
+    judges.emotion(root / "models/wav2vec2-base-superb-er")
     return root
 
 

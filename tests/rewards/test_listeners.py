@@ -1,6 +1,7 @@
 """The emotion classifier, the speaker's voice and DNSMOS, with tiny models of random weights."""
 
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from answers import answer
 from voices import RATE, voice
 
-from elocute.data.audio import save_wav
+from elocute.data.audio import load_audio, resample, save_wav
 from elocute.data.types import AudioRef
 from elocute.errors import InputError
 from elocute.rewards.dnsmos import SAMPLES, DnsmosReward, dnsmos_windows
@@ -133,6 +134,28 @@ def test_dnsmos_maps_the_networks_outputs_to_the_listeners_scale(tmp_path):
         abs=1e-3,  # of a mean over 144160 float32 samples
     )
     assert isinstance(outcome, Scored) and outcome.value == outcome.detail["overall"]
+
+
+@pytest.mark.skipif(find_spec("speechmos") is None, reason="the extra dnsmos is missing")
+def test_dnsmos_itself_hears_noise(tmp_path):
+    """The published weights, by the arithmetic of dnsmos_local.py written out, and what they think of noise."""
+    reward = DnsmosReward("dnsmos")
+    clean, rate = load_audio("starter/audio/heldout-sum-0000.question.wav")
+    clean = resample(clean, rate, RATE)
+    noisy = clean + 0.05 * np.random.default_rng(0).standard_normal(len(clean)).astype(np.float32)
+    outcomes = reward([spoken(clean), spoken(noisy)])
+    for sound, outcome in zip((clean, noisy), outcomes, strict=True):
+        audio = sound
+        while len(audio) < 9.01 * RATE:
+            audio = np.append(audio, audio)
+        scores = []
+        for i in range(int(np.floor(len(audio) / RATE) - 9.01) + 1):
+            window = audio[i * RATE : int((i + 9.01) * RATE)].astype("float32")[np.newaxis, :]
+            signal, background, overall = reward.session.run(None, {"input_1": window})[0][0]
+            scores.append(np.poly1d([-0.06766283, 1.11546468, 0.04602535])(overall))
+        assert outcome.value == pytest.approx(np.mean(scores), abs=1e-5)
+    assert outcomes[0].value > outcomes[1].value + 0.5
+    assert outcomes[0].detail["background"] > outcomes[1].detail["background"] + 1
 
 
 def test_a_file_that_is_no_model_is_named(tmp_path):
