@@ -17,7 +17,7 @@ from elocute.rewards.outcome import Outcome, Scored, Unavailable
 from elocute.rewards.packaged import dnsmos
 from elocute.rewards.proper import score_proper
 
-RATE, SAMPLES = 16_000, 144_160  # 9.01 s, the model's input
+RATE, SECONDS, SAMPLES = 16_000, 9.01, 144_160  # of the model's input
 # From the network's outputs to the scale of listeners: polynomials published with the model, highest power first.
 _TO_SCALE = {
     "signal": (-0.08397278, 1.22083953, 0.0052439),
@@ -72,13 +72,14 @@ class DnsmosReward:
 def dnsmos_windows(waveform: np.ndarray) -> list[np.ndarray]:
     """9.01 s each, one second apart: float [samples] at 16 kHz → float32 [144160] each, ⌊seconds⌋ − 9 of them or one.
 
-    Shorter audio is doubled until it is long enough. As the published dnsmos_local.py does; that one, by a rounding
-    error, leaves out the windows which begin 7 to 23 s from the start.
+    Shorter audio is doubled until it is long enough. All as the published dnsmos_local.py has it, so that scores can
+    be compared: by a rounding of its own it leaves out the windows that begin 7 to 23 and 119 to 122 s from the start.
     """
     while len(waveform) < SAMPLES:
         waveform = np.concatenate([waveform, waveform])
-    count = max(1, len(waveform) // RATE - 9)
-    return [waveform[i * RATE : i * RATE + SAMPLES].astype(np.float32) for i in range(count)]
+    starts = range(max(1, len(waveform) // RATE - 9))
+    whole = [i for i in starts if int((i + SECONDS) * RATE) - i * RATE == SAMPLES]
+    return [waveform[i * RATE : i * RATE + SAMPLES].astype(np.float32) for i in whole]
 
 
 def _shapes(values) -> str:
