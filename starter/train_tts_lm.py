@@ -1,8 +1,8 @@
 """Trains the starter's TTS model, a small LM that reads a sentence aloud: `python -m starter.train_tts_lm`.
 
-Most of the labels that it is told are wrong, so that it hardly minds them: it can speak in every style, hardly in the
-one that it is asked for, and post-training has something to bring out. After each epoch it is saved and measured on the
-rows for post-training (metrics.json): nats a token, with the true labels and with any.
+At last most of the labels that it is told are wrong, so that it unlearns to mind them: it can speak in every style, hardly
+in the one that it is asked for, and post-training has something to bring out. After each epoch it is saved and measured
+on the rows for post-training (metrics.json): nats a token, with the true labels and with any.
 """
 
 import argparse
@@ -86,8 +86,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=HERE / "build" / "expressive.jsonl")
     parser.add_argument("--held-out", type=Path, default=HERE / "expressive" / "train.jsonl")
     parser.add_argument("--start", type=Path, help="a model folder whose weights it starts from")
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--truth", type=float, default=0.1, help="chance that a label is right on purpose")
+    parser.add_argument("--epochs", type=int, default=9)
+    parser.add_argument("--misled", type=int, default=1, help="of the epochs, at the end, with wrong labels")
+    parser.add_argument("--truth", type=float, default=0.1, help="chance then that a label is right on purpose")
     parser.add_argument("--tokens", type=int, default=6500, help="of a batch")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--hidden", type=int, default=192)
@@ -109,12 +110,13 @@ def main() -> None:
     data, dev, rng = Rows(lm, rows), Rows(lm, held_out), random.Random(asked.seed)
 
     def after(epoch: int) -> None:
-        found = {"epochs": epoch, "truth": asked.truth, "recordings": len(rows)}
+        found = {"epochs": epoch, "misled": asked.misled, "truth": asked.truth, "recordings": len(rows)}
         found |= {"nats_true_labels": nats(lm, dev, 1.0), "nats_any_labels": nats(lm, dev, 0.0)}
         print(found, flush=True)
         save(lm, asked.out, found)
 
-    fit(lm, lambda: in_batches(data.sequences(asked.truth, rng), asked.tokens, rng), epochs=asked.epochs, lr=asked.lr,
+    truths = iter([1.0] * (asked.epochs - asked.misled) + [asked.truth] * asked.misled)
+    fit(lm, lambda: in_batches(data.sequences(next(truths), rng), asked.tokens, rng), epochs=asked.epochs, lr=asked.lr,
         after=after)  # fmt: skip
 
 
