@@ -22,6 +22,7 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig
 
 from elocute.data.cache import EncodedAudio
+from elocute.data.files import read_json
 from elocute.data.types import AudioRef, Example, Utterance
 from elocute.errors import InputError
 from elocute.models.layout import Layout, Tokens
@@ -152,13 +153,13 @@ def codec_folder(folder: Path) -> Path:
 
 def _read_config(file: Path) -> tuple[PreTrainedConfig, dict | None]:
     """The causal LM's config and, where SlamKit's stands around it, that one."""
+    said = read_json(file, "the config of a causal LM over units")
     try:
-        said = json.loads(file.read_text())
         wrapped = said.get("model_type") == "speech_language_model"
         inner = said["base_config"] | {"vocab_size": said["vocab_size"]} if wrapped else said
         inner = {key: value for key, value in inner.items() if "attn_implementation" not in key}  # its authors' GPU
         return AutoConfig.for_model(**inner), said if wrapped else None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{file}: not the config of a causal LM over units: {error}") from error
 
 
