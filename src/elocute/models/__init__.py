@@ -56,6 +56,8 @@ def codec_folder(folder: str | Path) -> Path:
     folder = Path(folder)
     if kind_of(folder) == "minicpm_o":
         return folder
+    if kind_of(folder) == "units":
+        return unit_lm.codec_folder(folder)
     if kind_of(folder) in PUBLISHED.values():
         return beside(folder, "speech_tokenizer", "glm-4-voice-tokenizer").resolve()
     return (folder / read_settings(folder)["codec"]).resolve()

@@ -28,6 +28,8 @@ PUBLISHED = {
     "Qwen2MTPSenseVoiceForCausalLM": "vita_audio",
 }
 """Architectures of published folders that need no elocute.json, and their kinds."""
+_SLAMKIT = "speech_language_model"
+_TWIST = ("OPTForCausalLM", "LlamaForCausalLM")
 _SPARE = re.compile(r"(^|\.)(rotary_emb\.inv_freq|decoder\.version)$")
 """What old checkpoints hold beside the weights: computed buffers, OPT's mark of its version."""
 
@@ -161,11 +163,19 @@ def units_of(example: Example, field: str, ref: AudioRef, audio: EncodedAudio) -
 
 
 def _published_kind(config: Path) -> str | None:
-    """The kind of a published folder by its config.json, if it is one of PUBLISHED."""
+    """The kind of a published folder by its config.json: one of PUBLISHED, or a unit LM.
+
+    TWIST's architectures are those of text LMs; the key `offset`, where its units begin, is TWIST's alone.
+    """
     try:
-        [architecture] = json.loads(config.read_text())["architectures"]
-    except (OSError, ValueError, KeyError, TypeError):
+        said = json.loads(config.read_text())
+        if said.get("model_type") == _SLAMKIT:
+            return "units"
+        [architecture] = said["architectures"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+    if architecture in _TWIST and type(said.get("offset")) is int:
+        return "units"
     return PUBLISHED.get(architecture)
 
 
@@ -202,7 +212,7 @@ def sound_of(example: Example, ref: AudioRef) -> tuple[np.ndarray, int]:
 def read_settings(folder: Path) -> dict:
     """Read `elocute.json`; the kind of model that it names is known, the rest is for that model to check.
 
-    A published folder of PUBLISHED need not have one.
+    A published folder need not have one.
     """
     file = folder / "elocute.json"
     if not folder.is_dir():
