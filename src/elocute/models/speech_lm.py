@@ -41,6 +41,10 @@ class SpeechLM:
     settings: its elocute.json. compute: the type its matrix products are done in, None: that of its weights.
     """
 
+    reads_aloud, takes_questions = False, True
+    """What it can be asked for. What reads aloud (models/reading.py) has a `template`, which `load_template` gives of a
+    folder, without the weights."""
+
     def __init__(self, model, layout: Layout, codec: Codec, settings: dict):
         self.model, self.layout, self.codec, self.settings = model, layout, codec, settings
         self.compute: torch.dtype | None = None
@@ -96,10 +100,17 @@ class SpeechLM:
 
     def hidden(self, **inputs):
         """Run the trunk: (hidden states [B, T, D] in the head's type, keys and values)."""
-        head = self.head().weight
-        with torch.autocast(head.device.type, self.compute, enabled=self.compute is not None):
+        with self.computing():
             out = self.trunk()(**inputs)
-        return out.last_hidden_state.to(head.dtype), out.past_key_values
+        return out.last_hidden_state.to(self.head().weight.dtype), out.past_key_values
+
+    def computing(self) -> torch.autocast:
+        """Inside, matrix products are done in `compute`."""
+        return torch.autocast(self.head().weight.device.type, self.compute, enabled=self.compute is not None)
+
+    def idle(self, parameter: str) -> bool:
+        """Whether no answer depends on the parameter of this name, so that nothing can train it."""
+        return False
 
     def prompt_inputs(self, prompts: Sequence, device) -> dict[str, torch.Tensor]:
         """Prompts on the right of padding, as the network takes them: `input_ids` or `inputs_embeds`, the mask."""
@@ -112,6 +123,10 @@ class SpeechLM:
 
     streams: Sequence[int] = (1,)
     """The cells of a step, for each stage of an answer."""
+
+    def cursor(self, prompt):
+        """An answer to a prompt that has not begun."""
+        return self.layout.cursor()
 
     def heads(self) -> list[torch.nn.Module]:
         """All that says something of an answer's cells."""

@@ -87,7 +87,7 @@ class _Batch:
 
     def __init__(self, lm, prompts, seeds, group_size, sampling: Sampling):
         self.lm, self.prompts, self.seeds, self.group_size, self.sampling = lm, prompts, seeds, group_size, sampling
-        self.cursors = [lm.layout.cursor() for _ in seeds]
+        self.cursors = [lm.cursor(prompt) for prompt in prompts for _ in range(group_size)]
         self.logprobs: list[list[float]] = [[] for _ in seeds]
         self.entropies: list[list[float]] = [[] for _ in seeds]
         count = sampling.max_new_tokens * sum(lm.streams)
