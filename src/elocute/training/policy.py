@@ -140,6 +140,8 @@ def load_policy(recipe: Recipe) -> Policy:
         if not all(isinstance(head, torch.nn.Linear) for head in lm.heads()):
             raise InputError("lora.targets: the vocabulary head cannot carry an adapter: its weight is what scores")
     freeze(lm.model, recipe.freeze)
+    for name, parameter in lm.model.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and not lm.idle(name))
     if recipe.gradient_checkpointing:
         lm.model.train()  # transformers recomputes activations in train mode only
         lm.core().gradient_checkpointing_enable({"use_reentrant": False})
