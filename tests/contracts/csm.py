@@ -44,7 +44,7 @@ def config(**changes) -> CsmConfig:
         "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
         "max_position_embeddings": 512, "codebook_pad_token_id": CODES + 2, "codebook_eos_token_id": 0,
         "bos_token_id": 256, "pad_token_id": 258, "audio_token_id": 258, "audio_eos_token_id": 259,
-        "codec_config": MIMI,
+        "codec_config": MIMI | {"num_quantizers": CODEBOOKS},
         "depth_decoder_config": {
             "model_type": "csm_depth_decoder_model", "num_codebooks": CODEBOOKS, "vocab_size": CODES + 3,
             "backbone_hidden_size": 32, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2,
@@ -86,7 +86,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def shake(network: torch.nn.Module) -> None:
     """Large enough that every part of the network does something."""
     with torch.no_grad():
-        for name, tensor in network.named_parameters():
+        for tensor in network.parameters():
             if tensor.dim() > 1:
                 tensor.normal_(0, tensor.shape[-1] ** -0.5)
         for name, tensor in network.named_buffers():

@@ -1,16 +1,16 @@
 """CSM as a speech LM that reads aloud: a text in a speaker's voice, after what was said before it, if anything was.
 
-The folder that transformers saves, and the Hub has, loads as it is. A row is that of a TTS model: its last message is the
-text to speak. Messages before it are context, each with its recording: the voice to speak in, the conversation so far.
-The row's field `speakers` says who speaks each message, by number; without it everyone is speaker 0. Labels, if a row
-has any, reach the model in words in front of the text, as the paper's schema puts them (prosody/schema.py).
+The folder that transformers saves, and the Hub has, loads as it is. A row is that of a TTS model: its last message is
+the text to speak. Messages before it are context, each with its recording: the voice to speak in, the conversation so
+far. The row's field `speakers` says who speaks each message, by number; without it everyone is speaker 0. Labels, if a
+row has any, reach the model in words in front of the text, as the paper's schema puts them (prosody/schema.py).
 
 A step of an answer is a frame of Mimi: the backbone says codebook 0, the depth decoder the others, one after the other.
 The end is a frame of the end's code. All cells are sampled, speech and actions.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,12 +22,12 @@ from elocute.data.rows import AUDIO_MARK
 from elocute.data.types import Answer as JudgedAnswer
 from elocute.data.types import AudioRef, Example, Utterance
 from elocute.errors import InputError
-from elocute.models.frames import FrameLM, StackedHead
+from elocute.models.frames import FrameLM, StackedHead, check_codec, load_config
 from elocute.models.interleaved import control_tokens
 from elocute.models.layout import Tokens
 from elocute.models.speech_lm import load_network, units_of
 from elocute.models.tts_lm import labels_of
-from elocute.prosody.schema import SHIPPED, Schema, load_schema
+from elocute.prosody.schema import SHIPPED, load_schema
 from elocute.speech.mimi import MimiCodec
 
 NO_TEXT = -1
@@ -230,7 +230,7 @@ class Turn:
 
 
 def check_turns(example: Example, control) -> list[Turn]:
-    """A row's messages. InputError unless the last is a text to speak and the others are texts with their recordings."""
+    """A row's messages. InputError unless the last is a text to speak and the others are texts with recordings."""
     speakers = speakers_of(example)
     turns = []
     for number, (speaker, message) in enumerate(zip(speakers, example.messages, strict=True)):
@@ -262,11 +262,11 @@ def speakers_of(example: Example) -> list[int]:
 
 def load_vocabulary(folder: Path) -> tuple[CsmProcessor, CsmConfig]:
     """All of a folder but weights and sound. InputError names what is missing or does not fit."""
+    config = load_config(folder, CsmConfig)
     try:
         processor = CsmProcessor.from_pretrained(folder, local_files_only=True)
-        config = CsmConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{folder}: not CSM's processor and config: {str(error).strip().splitlines()[0]}") from error
+        raise InputError(f"{folder}: not CSM's processor: {' '.join(str(error).split())}") from error
     if not processor.chat_template:
         raise InputError(f"{folder}: chat_template.jinja: expected there, it lays out the prompt")
     check_codebooks(folder, config)
@@ -278,22 +278,17 @@ def load_vocabulary(folder: Path) -> tuple[CsmProcessor, CsmConfig]:
         if vocabulary.get(name) != id:
             raise InputError(f"{folder}: config.json says {name} is {id}, the tokenizer {vocabulary.get(name)}")
     if (size := max(vocabulary.values()) + 1) > config.text_vocab_size:
-        raise InputError(
-            f"{folder}: the tokenizer has ids up to {size - 1}, the model {config.text_vocab_size} embeddings"
-        )
+        raise InputError(f"{folder}: the tokenizer has ids up to {size - 1}, the model's text {config.text_vocab_size}")
     return processor, config
 
 
 def check_codebooks(folder: Path, config: CsmConfig) -> None:
     """InputError unless backbone, depth decoder and codec agree on codebooks and codes."""
     codec, depth = config.codec_config, config.depth_decoder_config
-    if config.num_codebooks > codec.num_quantizers:
+    check_codec(folder, codebooks=config.num_codebooks, codes=config.vocab_size, codec=codec)
+    if config.num_codebooks < codec.num_quantizers:  # transformers gives it all that the codec says
         raise InputError(
             f"{folder}: the codec has {codec.num_quantizers} codebooks, the model speaks {config.num_codebooks}"
-        )
-    if config.vocab_size < codec.codebook_size:
-        raise InputError(
-            f"{folder}: the codec has {codec.codebook_size} codes, the model's vocabulary {config.vocab_size}"
         )
     if (depth.num_codebooks, depth.vocab_size) != (config.num_codebooks, config.vocab_size):
         raise InputError(f"{folder}: the depth decoder's codebooks or vocabulary are not the backbone's")

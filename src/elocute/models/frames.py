@@ -6,14 +6,16 @@ backbone runs as any other network does (models/one_stream.py), and every frame 
 the depth decoder's batch: no loop goes over frames.
 """
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, MimiConfig, PreTrainedConfig
 
 from elocute.data.shards import Shards
+from elocute.errors import InputError
 from elocute.models import one_stream
 from elocute.models.batch import Batch, States
 from elocute.models.speech_lm import SpeechLM
@@ -150,3 +152,22 @@ def _joined(frames: torch.Tensor, beside: torch.Tensor) -> torch.Tensor:
     """Frames [B, T, m] and what stands beside the first and the later ones [B, 2, k], as [B, T, m + k]."""
     later = beside[:, 1:].expand(-1, frames.shape[1] - 1, -1)
     return torch.cat([frames, torch.cat([beside[:, :1], later], 1)], -1)
+
+
+def load_config(folder: Path, kind: type[PreTrainedConfig]) -> PreTrainedConfig:
+    """A folder's config.json as transformers reads it. InputError when it is none or says another model."""
+    file = folder / "config.json"
+    try:
+        if (said := json.loads(file.read_text()).get("model_type")) != kind.model_type:
+            raise InputError(f"{file}: model_type: expected {kind.model_type}, got {said!r}")
+        return kind.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{file}: not understood: {' '.join(str(error).split())}") from error
+
+
+def check_codec(folder: Path, *, codebooks: int, codes: int, codec: MimiConfig) -> None:
+    """InputError unless a codec has the codebooks that a model speaks, and no codes for which it has no place."""
+    if codebooks > codec.num_quantizers:
+        raise InputError(f"{folder}: the codec has {codec.num_quantizers} codebooks, the model speaks {codebooks}")
+    if codes < codec.codebook_size:
+        raise InputError(f"{folder}: the codec has {codec.codebook_size} codes, the model's vocabulary {codes}")

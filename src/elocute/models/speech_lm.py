@@ -132,6 +132,10 @@ class SpeechLM:
         last has done its part. cursors: the answers', prompt by prompt."""
         yield one_stream.Decoder(self, prompts, group_size)
 
+    def lora_modules(self, targets: Sequence[str]) -> list[str]:
+        """Where LoRA goes, as peft takes it: modules whose names end so."""
+        return list(targets)
+
     def save_beside(self, folder: Path, **files: str) -> None:
         """Write what is not the network: the codec and elocute.json, which also names `files`."""
         self.codec.save(folder / "codec")
