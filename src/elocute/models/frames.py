@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import DynamicCache, MimiConfig, PreTrainedConfig
 
 from elocute.data.shards import Shards
@@ -161,7 +162,7 @@ def load_config(folder: Path, kind: type[PreTrainedConfig]) -> PreTrainedConfig:
         if (said := json.loads(file.read_text()).get("model_type")) != kind.model_type:
             raise InputError(f"{file}: model_type: expected {kind.model_type}, got {said!r}")
         return kind.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, StrictDataclassError) as error:
         raise InputError(f"{file}: not understood: {' '.join(str(error).split())}") from error
 
 

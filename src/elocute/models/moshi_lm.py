@@ -1,13 +1,13 @@
 """Moshi as a speech LM: it hears and speaks at once, and writes down what it says (a monologue in its text stream).
 
-The folder that transformers saves, and the Hub has, loads as it is. Time runs in frames of Mimi, 80 ms each; in each one
+The folder that transformers saves, and the Hub has, loads as it is. Time runs in frames of Mimi, 80 ms each; in each
 the network reads a token of Moshi's text, Moshi's codes and the user's. The user speaks, so a user's message is a
 recording and nothing else; while one speaks, the other's stream is silence (one frame of it, again and again), and
 Moshi's text is padding. Moshi's earlier answers are context: text and recording.
 
-A step of an answer is Moshi's text token, from the backbone, and its codes, from the depth decoder, one after the other.
-The acoustic codes, all but the first, stand one frame late: those of an answer's first step still belong to Moshi's
-silence and are forced. The user is silent meanwhile. Moshi never ends: an answer is as long as it is allowed to be.
+A step of an answer is Moshi's text token, from the backbone, and its codes, from the depth decoder, one by one. The
+acoustic codes, all but the first, stand one frame late: those of an answer's first step still belong to Moshi's silence and are
+forced. The user is silent meanwhile. Moshi never ends: an answer is as long as it is allowed to be.
 
 A target's words stand where they are said, if the row's field `sft_target_words` says so (`rejected_words` likewise):
 `[["Fifty", 0.08], ["two", 0.4]]`, words and the seconds at which they begin; else they are spread over the speech. A
@@ -258,7 +258,7 @@ class FlexibleLinear(MoshiFlexibleLinear):
 
 
 def delayed(frames: torch.Tensor, codebooks: int) -> torch.Tensor:
-    """Frames [T, 1 + 2 · codebooks], the acoustic codes of both speakers one frame late; before them those of frame 0."""
+    """Frames [T, 1 + 2 · codebooks], the acoustic codes of both speakers a frame late, in frame 0 as they were."""
     late = torch.cat([frames[:1], frames[:-1]])
     semantic = torch.zeros(frames.shape[1], dtype=torch.bool)
     semantic[[0, 1, 1 + codebooks]] = True
