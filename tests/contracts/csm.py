@@ -55,11 +55,17 @@ def config(**changes) -> CsmConfig:
     return CsmConfig(**(said | changes))
 
 
-def checkpoint(folder: Path, seed: int = 0, shards: int = 3, **changes) -> Path:
-    """The whole folder: weights in shards with their index, configs, tokenizer and processor."""
+def checkpoint(folder: Path, seed: int = 0, shards: int = 3, ending: float = 1, **changes) -> Path:
+    """The whole folder: weights in shards with their index, configs, tokenizer and processor.
+
+    ending: how much larger than the others' the logits of the end's code are, so that some answers come to their end.
+    """
     torch.manual_seed(seed)
     network = CsmForConditionalGeneration(config(**changes))
     shake(network)
+    with torch.no_grad():
+        network.lm_head.weight[0] *= ending
+        network.depth_decoder.codebooks_head.weight[..., 0] *= ending
     folder.mkdir(parents=True, exist_ok=True)
     network.save_pretrained(folder)
     shard(folder, shards)

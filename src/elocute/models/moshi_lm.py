@@ -6,8 +6,8 @@ recording and nothing else; while one speaks, the other's stream is silence (one
 Moshi's text is padding. Moshi's earlier answers are context: text and recording.
 
 A step of an answer is Moshi's text token, from the backbone, and its codes, from the depth decoder, one by one. The
-acoustic codes, all but the first, stand one frame late: those of an answer's first step still belong to Moshi's silence and are
-forced. The user is silent meanwhile. Moshi never ends: an answer is as long as it is allowed to be.
+acoustic codes, all but the first, stand one frame late: those of an answer's first step still belong to Moshi's silence
+and are forced. The user is silent meanwhile. Moshi never ends: an answer is as long as it is allowed to be.
 
 A target's words stand where they are said, if the row's field `sft_target_words` says so (`rejected_words` likewise):
 `[["Fifty", 0.08], ["two", 0.4]]`, words and the seconds at which they begin; else they are spread over the speech. A
