@@ -38,15 +38,16 @@ TEMPLATE = """{%- for message in messages %}
 """
 
 
-def config(**changes) -> CsmConfig:
+def config(spare: int = 3, **changes) -> CsmConfig:
+    """spare: codes of the model that the codec does not have."""
     said = {
-        "num_codebooks": CODEBOOKS, "vocab_size": CODES + 3, "text_vocab_size": TEXT, "hidden_size": 32,
+        "num_codebooks": CODEBOOKS, "vocab_size": CODES + spare, "text_vocab_size": TEXT, "hidden_size": 32,
         "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
         "max_position_embeddings": 512, "codebook_pad_token_id": CODES + 2, "codebook_eos_token_id": 0,
         "bos_token_id": 256, "pad_token_id": 258, "audio_token_id": 258, "audio_eos_token_id": 259,
         "codec_config": MIMI | {"num_quantizers": CODEBOOKS},
         "depth_decoder_config": {
-            "model_type": "csm_depth_decoder_model", "num_codebooks": CODEBOOKS, "vocab_size": CODES + 3,
+            "model_type": "csm_depth_decoder_model", "num_codebooks": CODEBOOKS, "vocab_size": CODES + spare,
             "backbone_hidden_size": 32, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2,
             "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 12,
             "max_position_embeddings": CODEBOOKS + 1,

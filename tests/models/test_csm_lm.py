@@ -13,7 +13,7 @@ from elocute.data.rows import read_rows
 from elocute.errors import InputError
 from elocute.models import check_model, load_model
 from elocute.models.batch import make_batch, pad_tokens
-from elocute.models.csm_lm import NO_TEXT
+from elocute.models.csm_prompt import NO_TEXT
 from elocute.recipe import load_recipe
 from elocute.rollout import Sampling, sample_groups
 from elocute.training.policy import Policy
@@ -27,7 +27,7 @@ WAVS = ("heldout-sum-0000.question.wav", "heldout-sum-0000.answer.wav", "heldout
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    return csm.checkpoint(tmp_path_factory.mktemp("models") / "csm-1b", seed=4, ending=4)
+    return csm.checkpoint(tmp_path_factory.mktemp("models") / "csm-1b", seed=1, ending=2.5)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_prompts_are_the_templates(lm, rows, prompts):
     audio = EncodedAudio(lm.codec)
 
     def written(prompt):
-        return lm.processor.tokenizer.decode(prompt[prompt[:, 0] != NO_TEXT, 0])
+        return lm.template.processor.tokenizer.decode(prompt[prompt[:, 0] != NO_TEXT, 0])
 
     assert written(prompts[1]) == "<|begin_of_text|>[0]Nine.<|end_of_text|>"
     assert written(prompts[0]) == "<|begin_of_text|>[0](emotion: Happy) The train leaves.<|end_of_text|>"
@@ -111,7 +111,7 @@ def test_score_is_sample(lm, groups, share_prompts):
 
 def test_an_answer_does_not_depend_on_its_company(lm, prompts, groups):
     for prompt, group in zip(prompts, groups, strict=True):
-        for rollout in group:
+        for rollout in group[::3]:
             [[alone]] = sample_groups(lm, [prompt], [[rollout.seed]], Sampling(LENGTH, 0.9))
             assert torch.equal(alone.tokens.ids, rollout.tokens.ids)
             assert torch.allclose(alone.logprob, rollout.logprob, atol=1e-5)
@@ -249,3 +249,45 @@ USER = {"role": "user", "content": "hello"}
 def test_what_it_cannot_speak_is_one_line(lm, tmp_path, row, complaint):
     with pytest.raises(InputError, match=rf"bad.jsonl:1: .*{complaint}"):
         lm.encode_prompt(row_of(tmp_path, **row), EncodedAudio(lm.codec))
+
+
+# ---- where a TTS model is taken ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def talkative(tmp_path_factory) -> Path:
+    """One that says no code that its codec does not have."""
+    return csm.checkpoint(tmp_path_factory.mktemp("models") / "talkative", seed=2, ending=4, spare=0)
+
+
+def elocute(*words: object) -> None:
+    app([str(word) for word in words], standalone_mode=False)
+
+
+def test_speak(talkative, tmp_path, capsys):
+    elocute("speak", talkative, "--text", "Nine.", "--emotion", "Happy", "-o", tmp_path / "a.wav", "--json")
+    found = json.loads(capsys.readouterr().out)
+    waveform, rate = load_audio(tmp_path / "a.wav", silent=True)
+    assert rate == 24000 and len(waveform) == 1920 * found["units"] > 0 and found["labels"] == {"emotion": "Happy"}
+    with pytest.raises(InputError, match="labels.emotion: no such label: 'Hapy'"):
+        elocute("speak", talkative, "--text", "Nine.", "--emotion", "Hapy", "-o", tmp_path / "b.wav")
+
+
+def test_verbs_that_ask_say_that_it_reads(talkative):
+    with pytest.raises(InputError, match="a TTS model reads a text aloud, it answers no questions"):
+        elocute("chat", talkative, "--text", "When?")
+
+
+def test_a_run_reads_held_out_rows_before_and_after(talkative, rows, tmp_path):
+    held_out = tmp_path / "held-out.jsonl"
+    lines = rows.read_text().splitlines()[:2]
+    held_out.write_text("\n".join(lines) + "\n")
+    for number in range(len(WAVS)):
+        (tmp_path / f"{number}.wav").write_bytes((rows.parent / f"{number}.wav").read_bytes())
+    elocute(
+        "train", "recipes/starter/wavalign.yaml", f"model={talkative}", f"data.train={rows}", f"data.eval={held_out}",
+        f"run_dir={tmp_path / 'run'}", "steps=1", "objective={mixing: {kind: fixed, value: 0}, sft: {scope: all}, "
+        "kl: {text: 0, speech: 0}}", "rewards=[]", "rollout.max_new_tokens=6", "rollout.prompts_per_step=1",
+    )  # fmt: skip
+    values = json.loads((tmp_path / "run/eval.json").read_text())
+    assert {"before", "after"} <= values.keys() and (tmp_path / "run/samples/after.jsonl").is_file()

@@ -34,8 +34,7 @@ def speak(
     Example: `elocute speak runs/rlaif_spa/model --text "The train leaves at nine." --emotion Happy -o happy.wav`
     """
     from elocute.data.audio import save_wav
-    from elocute.models import load_speaker
-    from elocute.models.tts_lm import load_template
+    from elocute.models import load_speaker, load_template
     from elocute.rollout.speak import speak as synthesise
 
     template = load_template(model)

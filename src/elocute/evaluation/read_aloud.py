@@ -30,8 +30,8 @@ from elocute.evaluation.independent import Evaluators, check_independent, traine
 from elocute.evaluation.pieces import Progress
 from elocute.evaluation.reading import GUARD, Reading, listen, paired, summarise, why_unjudged
 from elocute.evaluation.unit_suites import Job
-from elocute.models import TtsLM, load_speaker
-from elocute.models.tts_lm import Template, labels_of, load_template, text_of
+from elocute.models import TtsLM, load_speaker, load_template
+from elocute.models.tts_lm import Template, labels_of, text_of
 from elocute.recipe import load_rewards
 from elocute.recipe.rewards import AudioJudgeSpec, EarSpec, EmotionSpec, LabelListenerSpec, ProsodySpec
 from elocute.rewards.build import build_ear, build_reward

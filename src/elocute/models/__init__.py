@@ -16,7 +16,7 @@ from elocute.models.unit_lm import UnitLM
 
 __all__ = [
     "InterleavedLM", "SpeechLM", "TtsLM", "UnitLM", "check_answers_questions", "check_model", "codec_folder",
-    "kind_of", "load_model", "load_speaker",
+    "kind_of", "load_model", "load_speaker", "load_template", "reads_aloud",
 ]  # fmt: skip
 
 _CLASSES = {"interleaved": InterleavedLM, "units": UnitLM, "tts": TtsLM}
@@ -37,8 +37,8 @@ def check_model(folder: str | Path, examples: Sequence[Example] = ()) -> None:
     examples: rows to be trained on; what a TTS model cannot speak is an InputError too, a line each.
     """
     kind = kind_of(folder)
-    if kind == "tts":
-        check_rows(examples, tts_lm.load_template(folder).row_ids)
+    if reads_aloud(folder):
+        check_rows(examples, load_template(folder).row_ids)
     elif kind in PUBLISHED.values():
         _published(kind)[1](Path(folder))
     else:
@@ -47,7 +47,7 @@ def check_model(folder: str | Path, examples: Sequence[Example] = ()) -> None:
 
 def check_answers_questions(folder: str | Path) -> None:
     """InputError for a TTS model: it reads aloud and cannot be asked."""
-    if kind_of(folder) == "tts":
+    if reads_aloud(folder):
         raise InputError(f"{folder}: a TTS model reads a text aloud, it answers no questions; see elocute speak")
 
 
@@ -70,6 +70,20 @@ def load_speaker(folder: str | Path) -> SpeechLM:
     return lm
 
 
+def reads_aloud(folder: str | Path) -> bool:
+    """Is it a TTS model, which speaks the text of a row? Any other answers it."""
+    return kind_of(folder) in ("tts", "csm")
+
+
+def load_template(folder: str | Path):
+    """How a TTS model folder's prompts are made: a tts_lm.Template, or CSM's. InputError for any other model."""
+    if kind_of(folder) == "csm":
+        from elocute.models import csm_prompt
+
+        return csm_prompt.load_template(folder)
+    return tts_lm.load_template(folder)
+
+
 def kind_of(folder: str | Path) -> str:
     """One of KINDS, as the folder's elocute.json says, or its config.json where it was published so."""
     return read_settings(Path(folder)).get("kind", "interleaved")
@@ -85,7 +99,7 @@ def _published(kind: str) -> tuple[type[SpeechLM], Callable[[Path], object]]:
     if kind == "csm":
         from elocute.models import csm_lm
 
-        return csm_lm.CsmLM, csm_lm.load_vocabulary
+        return csm_lm.CsmLM, csm_lm.load_template
     if kind == "moshi":
         from elocute.models import moshi_lm
 

@@ -9,29 +9,22 @@ A step of an answer is a frame of Mimi: the backbone says codebook 0, the depth 
 The end is a frame of the end's code. All cells are sampled, speech and actions.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from transformers import CsmConfig, CsmForConditionalGeneration, CsmProcessor, DynamicCache
+from transformers import CsmForConditionalGeneration, DynamicCache
 
 from elocute.data.cache import EncodedAudio
-from elocute.data.rows import AUDIO_MARK
 from elocute.data.types import Answer as JudgedAnswer
 from elocute.data.types import AudioRef, Example, Utterance
 from elocute.errors import InputError
-from elocute.models.frames import FrameLM, StackedHead, check_codec, load_config
-from elocute.models.interleaved import control_tokens
+from elocute.models.csm_prompt import NO_TEXT, CsmTemplate, load_template
+from elocute.models.frames import FrameLM, StackedHead
 from elocute.models.layout import Tokens
 from elocute.models.speech_lm import load_network, units_of
-from elocute.models.tts_lm import labels_of
-from elocute.prosody.schema import SHIPPED, load_schema
 from elocute.speech.mimi import MimiCodec
-
-NO_TEXT = -1
-"""In a prompt's first column: a frame stands there."""
 
 
 class Answer:
@@ -98,62 +91,35 @@ class Layout:
 
 
 class CsmLM(FrameLM):
-    """A CSM that reads aloud. Its prompts are int64 [P, 1 + codebooks]: a text token or NO_TEXT, and a frame."""
+    """A CSM that reads aloud. Its prompts are int64 [P, 1 + codebooks], see models/csm_prompt.py."""
 
-    def __init__(self, network, processor: CsmProcessor, codec: MimiCodec, folder: Path):
-        config = network.config
+    reads_aloud = True
+
+    def __init__(self, network, template: CsmTemplate, codec: MimiCodec, folder: Path):
+        config = template.config
         super().__init__(network, Layout(config.num_codebooks, config.codebook_eos_token_id), codec, {})
-        self.processor, self.folder, self.streams = processor, folder, (config.num_codebooks,)
-        self.schema = load_schema(SHIPPED["paper"])
-        self._control = control_tokens(processor.tokenizer)
+        self.template, self.folder, self.streams = template, folder, (config.num_codebooks,)
 
     @classmethod
     def load(cls, folder: str | Path, *, dtype: torch.dtype | str = torch.float32) -> "CsmLM":
         """Load a published folder, or one that `save` wrote. InputError names what is missing or does not fit."""
         folder = Path(folder)
-        processor, config = load_vocabulary(folder)
-        codec = MimiCodec.load(folder, config.num_codebooks)
+        template = load_template(folder)
+        codec = MimiCodec.load(folder, template.config.num_codebooks)
         network = load_network(folder, dtype, CsmForConditionalGeneration)
         del network.codec_model  # stays in float32, is never trained, and no adapter may find its layers
-        return cls(network, processor, codec, folder)
+        return cls(network, template, codec, folder)
 
     # tokens in
 
     def encode_prompt(self, example: Example, audio: EncodedAudio | None = None) -> torch.Tensor:
-        """The row up to where the answer begins, int64 [P, 1 + codebooks]. InputError names the row and what it has no
-        place for. audio: for context; not needed where there is none."""
-        turns, refs = check_turns(example, self._control), iter(example.audios)
-        labels = labels_of(example)
-        try:
-            self.schema.check(labels)
-        except InputError as error:
-            raise InputError(f"{example.where}: {error}") from error
-        if labels:
-            turns[-1] = replace(turns[-1], text=self.schema.prompt(turns[-1].text, labels))
-        heard = [units_of(example, "audios", ref, audio) for ref in refs]
-        cells = self._cells(turns, [torch.from_numpy(codes) for codes in heard])
+        """The row up to where the answer begins. InputError names the row and what it has no place for.
+
+        audio: for context; not needed where there is none.
+        """
+        cells = self.template.row_ids(example, audio)
         self.check_length(f"{example.where}: messages", len(cells) + 1)
         return cells
-
-    def _cells(self, turns: Sequence["Turn"], heard: Sequence[torch.Tensor]) -> torch.Tensor:
-        """What the processor's template makes of turns; its marks for sound give way to the frames heard."""
-        config = self.core().config
-        said = [{"type": "audio"}]
-        conversation = [
-            {"role": str(turn.speaker), "content": [{"type": "text", "text": turn.text}, *(said if turn.heard else [])]}
-            for turn in turns
-        ]
-        text = self.processor.apply_chat_template(conversation, tokenize=False)
-        ids = self.processor.tokenizer.encode(text, add_special_tokens=False)
-        sounds, rows = iter(heard), []
-        for id in ids:
-            if id == config.audio_token_id:
-                rows.append(_frames(next(sounds)))
-            elif id == config.audio_eos_token_id:
-                rows.append(_frames(torch.full((1, config.num_codebooks), config.codebook_eos_token_id)))
-            else:
-                rows.append(torch.tensor([[id] + [0] * config.num_codebooks]))
-        return torch.cat(rows)
 
     def _encode_answer(
         self, example: Example, name: str, text: str | None, ref: AudioRef | None, audio: EncodedAudio
@@ -218,84 +184,3 @@ class CsmLM(FrameLM):
             embeds = torch.cat([hidden[:, None], embeds], 1)
         states = model(inputs_embeds=embeds, past_key_values=cache, use_cache=cache is not None).last_hidden_state
         return states[:, 1:] if known == 0 else states
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What one speaker says: text, and whether its recording is there."""
-
-    speaker: int
-    text: str
-    heard: bool
-
-
-def check_turns(example: Example, control) -> list[Turn]:
-    """A row's messages. InputError unless the last is a text to speak and the others are texts with recordings."""
-    speakers = speakers_of(example)
-    turns = []
-    for number, (speaker, message) in enumerate(zip(speakers, example.messages, strict=True)):
-        pieces, last = message.content.split(AUDIO_MARK), number == len(speakers) - 1
-        text = " ".join(piece.strip() for piece in pieces if piece.strip())
-        if found := control.search(text):
-            raise InputError(f"{example.where}: messages: the text holds the control token {found[0]!r}")
-        if message.role == "system":
-            raise InputError(f"{example.where}: messages[{number}]: expected none from the system, CSM only speaks")
-        if not text or len(pieces) != (1 if last else 2):
-            expected = "the text to speak, and no audio" if last else f"a text and its recording, one {AUDIO_MARK}"
-            raise InputError(f"{example.where}: messages[{number}]: expected {expected}")
-        turns.append(Turn(speaker, text, not last))
-    return turns
-
-
-def speakers_of(example: Example) -> list[int]:
-    """Who speaks each message: the row's field `speakers`, or speaker 0. InputError when it is no list of numbers."""
-    count = len(example.messages)
-    speakers = example.columns.get("speakers") or [0] * count
-    whole = isinstance(speakers, list) and all(type(speaker) is int and speaker >= 0 for speaker in speakers)
-    if not whole or len(speakers) != count:
-        raise InputError(
-            f"{example.where}: speakers: expected {count} numbers from 0 on, one for each message, got "
-            f"{json.dumps(speakers)}"
-        )
-    return speakers
-
-
-def load_vocabulary(folder: Path) -> tuple[CsmProcessor, CsmConfig]:
-    """All of a folder but weights and sound. InputError names what is missing or does not fit."""
-    config = load_config(folder, CsmConfig)
-    try:
-        processor = CsmProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{folder}: not CSM's processor: {' '.join(str(error).split())}") from error
-    if not processor.chat_template:
-        raise InputError(f"{folder}: chat_template.jinja: expected there, it lays out the prompt")
-    check_codebooks(folder, config)
-    vocabulary = processor.tokenizer.get_vocab()
-    for name, id in (
-        (processor.audio_token, config.audio_token_id),
-        (processor.audio_eos_token, config.audio_eos_token_id),
-    ):
-        if vocabulary.get(name) != id:
-            raise InputError(f"{folder}: config.json says {name} is {id}, the tokenizer {vocabulary.get(name)}")
-    if (size := max(vocabulary.values()) + 1) > config.text_vocab_size:
-        raise InputError(f"{folder}: the tokenizer has ids up to {size - 1}, the model's text {config.text_vocab_size}")
-    return processor, config
-
-
-def check_codebooks(folder: Path, config: CsmConfig) -> None:
-    """InputError unless backbone, depth decoder and codec agree on codebooks and codes."""
-    codec, depth = config.codec_config, config.depth_decoder_config
-    check_codec(folder, codebooks=config.num_codebooks, codes=config.vocab_size, codec=codec)
-    if config.num_codebooks < codec.num_quantizers:  # transformers gives it all that the codec says
-        raise InputError(
-            f"{folder}: the codec has {codec.num_quantizers} codebooks, the model speaks {config.num_codebooks}"
-        )
-    if (depth.num_codebooks, depth.vocab_size) != (config.num_codebooks, config.vocab_size):
-        raise InputError(f"{folder}: the depth decoder's codebooks or vocabulary are not the backbone's")
-    if not isinstance(config.codebook_eos_token_id, int):
-        raise InputError(f"{folder}: config.json: codebook_eos_token_id: expected one code")
-
-
-def _frames(codes: torch.Tensor) -> torch.Tensor:
-    """Frames [T, codebooks] as rows of a prompt."""
-    return torch.cat([torch.full((len(codes), 1), NO_TEXT), codes.long()], 1)

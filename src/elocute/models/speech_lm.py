@@ -116,6 +116,9 @@ class SpeechLM:
         """The vocabulary head, one linear layer."""
         return self.core().get_output_embeddings()
 
+    reads_aloud = False
+    """Is it a TTS model, with a `template` of its prompts?"""
+
     streams: Sequence[int] = (1,)
     """The cells of a step, for each stage of an answer."""
 

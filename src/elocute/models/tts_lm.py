@@ -105,6 +105,8 @@ def labels_of(example: Example) -> dict[str, str]:
 class TtsLM(InterleavedLM):
     """A causal LM that reads aloud."""
 
+    reads_aloud = True
+
     def __init__(self, model, tokenizer, layout: Layout, codec: Codec, settings: dict, template: Template):
         super().__init__(model, tokenizer, layout, codec, settings)
         self.template = template
