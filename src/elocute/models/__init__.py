@@ -70,7 +70,7 @@ def reads_aloud(folder: str | Path, examples: Sequence[Example] = ()) -> bool:
 def codec_folder(folder: str | Path) -> Path:
     """Where the codec lies with which a model hears."""
     folder = Path(folder)
-    if kind_of(folder) == "minicpm_o":
+    if kind_of(folder) in ("minicpm_o", "csm", "moshi"):
         return folder
     if kind_of(folder) in PUBLISHED.values():
         return beside(folder, "speech_tokenizer", "glm-4-voice-tokenizer").resolve()
@@ -103,6 +103,14 @@ def _published(kind: str) -> tuple[type[SpeechLM], Callable[[Path], object]]:
         from elocute.models import kimi_lm
 
         return kimi_lm.KimiLM, kimi_lm.load_vocabulary
+    if kind == "csm":
+        from elocute.models import csm_lm
+
+        return csm_lm.CsmLM, csm_lm.load_template
+    if kind == "moshi":
+        from elocute.models import moshi_lm
+
+        return moshi_lm.MoshiLM, moshi_lm.load_vocabulary
     if kind == "minicpm_o":
         from elocute.models import minicpm_lm
 

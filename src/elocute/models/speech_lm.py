@@ -20,10 +20,12 @@ from elocute.models.layout import Layout, Tokens
 from elocute.speech import Codec
 from elocute.speech.codec import BrokenUnits
 
-KINDS = ("interleaved", "units", "tts", "kimi_audio", "vita_audio", "minicpm_o")
+KINDS = ("interleaved", "units", "tts", "kimi_audio", "vita_audio", "minicpm_o", "csm", "moshi")
 PUBLISHED = {
+    "CsmForConditionalGeneration": "csm",
     "MoonshotKimiaForCausalLM": "kimi_audio",
     "MiniCPMO": "minicpm_o",
+    "MoshiForConditionalGeneration": "moshi",
     "Qwen2MTPForCausalLM": "vita_audio",
     "Qwen2MTPSenseVoiceForCausalLM": "vita_audio",
 }
@@ -117,6 +119,10 @@ class SpeechLM:
         ids, mask = one_stream.padded(prompts, device)
         return {"input_ids": ids, "attention_mask": mask}
 
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """An answer's inputs as the network takes them beside a prompt of embeddings."""
+        return self.core().get_input_embeddings()(ids)
+
     def head(self) -> torch.nn.Module:
         """The vocabulary head, one linear layer."""
         return self.core().get_output_embeddings()
@@ -141,19 +147,23 @@ class SpeechLM:
         last has done its part. cursors: the answers', prompt by prompt."""
         yield one_stream.Decoder(self, prompts, group_size)
 
+    def lora_modules(self, targets: Sequence[str]) -> list[str]:
+        """Where LoRA goes, as peft takes it: modules whose names end so."""
+        return list(targets)
+
     def save_beside(self, folder: Path, **files: str) -> None:
         """Write what is not the network: the codec and elocute.json, which also names `files`."""
         self.codec.save(folder / "codec")
         (folder / "elocute.json").write_text(json.dumps(self.settings | {"codec": "codec"} | files, indent=2) + "\n")
 
 
-def load_network(folder: Path, dtype: torch.dtype | str, **how):
-    """A folder's weights as a causal LM; `how` goes to transformers.
+def load_network(folder: Path, dtype: torch.dtype | str, network_class=AutoModelForCausalLM, **how):
+    """A folder's weights as a causal LM, or as another of transformers' networks, to which `how` goes.
 
     InputError unless every weight is there and, but for `_SPARE`, no other.
     """
     try:
-        network, found = AutoModelForCausalLM.from_pretrained(
+        network, found = network_class.from_pretrained(
             folder, dtype=dtype, local_files_only=True, output_loading_info=True, **how
         )
     except (OSError, ValueError, RuntimeError) as error:

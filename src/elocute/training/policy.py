@@ -130,7 +130,10 @@ def load_policy(recipe: Recipe) -> Policy:
         raise InputError(f"{recipe.model}: objective.kl.estimator: the model's head has a bias; expected k3")
     if recipe.lora:
         config = LoraConfig(
-            r=recipe.lora.rank, lora_alpha=recipe.lora.alpha, target_modules=recipe.lora.targets, lora_dropout=0.0
+            r=recipe.lora.rank,
+            lora_alpha=recipe.lora.alpha,
+            target_modules=lm.lora_modules(recipe.lora.targets),
+            lora_dropout=0.0,
         )
         try:
             torch.manual_seed(recipe.seed)  # LoRA's A matrices start at random
