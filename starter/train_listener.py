@@ -17,7 +17,7 @@ from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassificati
 from elocute.data.cache import EncodedAudio
 from elocute.data.rows import read_rows
 from elocute.data.types import Example
-from elocute.models.tts_lm import labels_of
+from elocute.models.reading import labels_of
 from elocute.prosody.schema import Dimension, load_schema
 from elocute.speech.codec import StarterCodec
 

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from elocute.data.cache import EncodedAudio
 from elocute.data.rows import read_rows
 from elocute.data.types import Example
-from elocute.models.tts_lm import TtsLM, labels_of, make_layout, make_template, text_of
+from elocute.models.reading import labels_of, text_of
+from elocute.models.tts_lm import TtsLM, make_layout, make_template
 from elocute.prosody.schema import Schema, load_schema
 from elocute.speech.codec import StarterCodec
 from starter.fit import Sequence, fit, in_batches, loss_of, small_llama
@@ -56,7 +57,7 @@ class Rows:
     def sequences(self, truth: float, rng: random.Random) -> list[Sequence]:
         """Each row once, with labels of which a share is right."""
         template = self.lm.template
-        prompts = [template.ids(text, misled(labels, template.schema, truth, rng)) for text, labels, _ in self.rows]
+        prompts = [template.encode(text, misled(labels, template.schema, truth, rng)) for text, labels, _ in self.rows]
         return [
             (torch.cat([prompt, answer]), len(prompt))
             for prompt, (_, _, answer) in zip(prompts, self.rows, strict=True)

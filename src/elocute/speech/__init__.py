@@ -1,5 +1,6 @@
 """Waveform ⇄ units. A new codec is a file here, and one line where `load_codec` chooses."""
 
+import json
 from pathlib import Path
 from typing import Protocol
 
@@ -38,8 +39,20 @@ def load_codec(folder: str | Path) -> Codec:
         from elocute.speech.glm4voice.codec import Glm4VoiceCodec  # brings Whisper
 
         return Glm4VoiceCodec.load(folder)
+    if model_type(folder) == "mimi":
+        from elocute.speech.mimi import MimiCodec  # brings transformers' Mimi
+
+        return MimiCodec.load(folder)
     if (folder / "units.json").is_file():
         from elocute.speech.starter_units import StarterUnits
 
         return StarterUnits.load(folder)
     return StarterCodec.load(folder)
+
+
+def model_type(folder: Path) -> str | None:
+    """What a codec in transformers' layout says it is; None where there is no such config.json."""
+    try:
+        return json.loads((folder / "config.json").read_text())["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -85,11 +85,15 @@ def _kind(file: Path, said: dict) -> str:
 
 
 def read_mode(folder: Path, config: VitaConfig) -> list[int]:
-    """`mtp_inference_mode` of generation_config.json (see `decoding.stages`); the original's default is [1, n_mtp]."""
+    """`mtp_inference_mode` of generation_config.json (see `decoding`); the original's default is [1, n_mtp]."""
+    said = published_mode(folder)
+    return [1, config.n_mtp] if said is None else said
+
+
+def published_mode(folder: Path) -> list[int] | None:
+    """The same, None where the file or the key is not there."""
     file = folder / "generation_config.json"
     mode = read_json(file, "a generation config").get("mtp_inference_mode") if file.is_file() else None
-    if mode is None:
-        return [1, config.n_mtp]
-    if not (isinstance(mode, list) and all(type(count) is int for count in mode)):
+    if mode is not None and not (isinstance(mode, list) and all(type(count) is int for count in mode)):
         raise InputError(f"{file}: mtp_inference_mode: expected a list of whole numbers, got {mode!r}")
     return mode
