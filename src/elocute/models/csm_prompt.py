@@ -1,4 +1,4 @@
-"""What CSM reads before it speaks: speakers' turns as the processor's own template lays them out, sound in its places."""
+"""What CSM reads before it speaks: turns as the processor's own template lays them out, sound in its places."""
 
 import json
 import re

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import EncodecFeatureExtractor, MimiConfig, MimiModel
 
 from elocute.data.audio import resample
@@ -100,9 +101,13 @@ def _open(folder: Path) -> tuple[MimiConfig, str]:
     try:
         said = json.loads(file.read_text())
         key, prefix = _PLACES[said["model_type"]]
-        config = MimiConfig.from_dict(said if key is None else said[key])
+        said = said if key is None else said[key]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file}: expected the config of Mimi, or of CSM or Moshi with Mimi in it") from error
+    try:
+        config = MimiConfig.from_dict(said)
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise InputError(f"{file}: not a config of Mimi: {' '.join(str(error).split())}") from error
     if config.audio_channels != 1:
         raise InputError(f"{file}: audio_channels: expected 1, got {config.audio_channels}")
     return config, prefix
