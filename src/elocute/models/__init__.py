@@ -54,7 +54,7 @@ def check_answers_questions(folder: str | Path) -> None:
 def codec_folder(folder: str | Path) -> Path:
     """Where the codec lies with which a model hears."""
     folder = Path(folder)
-    if kind_of(folder) == "minicpm_o":
+    if kind_of(folder) in ("minicpm_o", "qwen2_5_omni"):
         return folder
     if kind_of(folder) in PUBLISHED.values():
         return beside(folder, "speech_tokenizer", "glm-4-voice-tokenizer").resolve()
@@ -86,6 +86,10 @@ def _published(kind: str) -> tuple[type[SpeechLM], Callable[[Path], object]]:
         from elocute.models import minicpm_lm
 
         return minicpm_lm.MiniCPMLM, minicpm_lm.load_vocabulary
+    if kind == "qwen2_5_omni":
+        from elocute.models import omni_lm
+
+        return omni_lm.OmniLM, omni_lm.load_vocabulary
     from elocute.models import vita_lm
 
     return vita_lm.VitaLM, vita_lm.load_vocabulary
