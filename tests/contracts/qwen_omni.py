@@ -5,6 +5,7 @@ folder with transformers' own class, too).
 """
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -117,9 +118,18 @@ def weights(said: dict, seed: int) -> dict[str, torch.Tensor]:
     for name, tensor in network.state_dict().items():
         name = name.replace("thinker.model.language_model.", "thinker.model.")
         name = re.sub(r"^thinker\.model\.(audio_tower|visual)\.", r"thinker.\1.", name)
-        state[name] = tensor.clone()
-    state["talker.codec_head.weight"][[25, 27]] *= 1.5  # so that some speech ends soon
+        state[name] = draw(tensor) if name.startswith(("token2wav.", "thinker.audio_tower.")) else tensor.clone()
+    head = state["talker.codec_head.weight"]
+    head[[25, 27]] *= 1.5  # so that some speech ends soon
+    head[[22, 23, 24, 26, 28, 29, 30, 31]] = 0  # what is no code is never the likeliest
     return state
+
+
+def draw(tensor: torch.Tensor) -> torch.Tensor:
+    """Large enough to be heard: transformers begins these parts near silence."""
+    if tensor.ndim < 2:
+        return tensor + 0.1 * torch.randn(tensor.shape)
+    return torch.randn(tensor.shape) / math.sqrt(math.prod(tensor.shape[1:]))
 
 
 def speakers(seed: int) -> dict[str, dict]:

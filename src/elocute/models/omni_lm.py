@@ -8,6 +8,8 @@ An answer has two stages: the thinker's tokens, one cell a step, up to its termi
 a step, up to one of its end codes. All of them are sampled. The talker reads the prompt and what was written as the
 thinker's last states plus the embeddings of its tokens (of heard audio: the states alone), then, behind the speaker's
 mark, one written token a step beside the code before; where the text ends, its end once and padding from then on.
+(The first two codes are the talker's own marks. transformers 5.23's generate leaves them out for a prompt without
+padding, whose mask of ones it drops, and has them for a padded one; here they are always there.)
 
 What the talker reads is detached: speech trains the talker, text the thinker, each by its own scope. A reward of how
 something is said must not move what is said behind the back of the text's own KL; and a step on speech alone needs no

@@ -67,6 +67,10 @@ class Omni(nn.Module):
         """Is the thinker's head its table of embeddings?"""
         return self.config.thinker_config.tie_word_embeddings and _HEAD not in self.source.files
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The thinker's."""
+        return self.thinker.model.get_input_embeddings()
+
     def save(self, folder: str | Path) -> None:
         """Write a folder as the published one: the same files, these parts' tensors in the type they now have.
 
