@@ -7,6 +7,7 @@ folder with transformers' own class, too).
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -39,7 +40,7 @@ LAYERS = {
 }  # fmt: skip
 
 
-def config(ends: list[int] = [END]) -> dict:
+def config(ends: Sequence[int] = (END,)) -> dict:
     """config.json, with the published keys. ends: the ids that end the text."""
     thinker = {
         "model_type": "qwen2_5_omni_thinker", "architectures": ["Qwen2OmniNaViTThinkerForConditionalGeneration"],
@@ -59,7 +60,7 @@ def config(ends: list[int] = [END]) -> dict:
         "audio_token_index": AUDIO, "audio_start_token_id": AUDIO + 1, "audio_end_token_id": AUDIO + 2,
         "image_token_index": 256 + 9, "video_token_index": 256 + 10, "vision_start_token_id": 256 + 6,
         "vision_end_token_id": 256 + 7, "user_token_id": 117, "position_id_per_seconds": 25, "seconds_per_chunk": 2,
-        "bos_token_id": 257, "eos_token_id": ends if len(ends) > 1 else ends[0], "pad_token_id": 256,
+        "bos_token_id": 257, "eos_token_id": list(ends) if len(ends) > 1 else ends[0], "pad_token_id": 256,
         "tie_word_embeddings": False,
     }  # fmt: skip
     talker = {

@@ -13,11 +13,13 @@ from transformers import Qwen2_5OmniForConditionalGeneration as Whole
 from elocute.data.types import Message
 from elocute.errors import InputError
 from elocute.models import check_model, load_model
+from elocute.models.batch import make_batch
 from elocute.models.omni import Omni
 from elocute.models.omni_lm import OmniLM, Prompt
 from elocute.rollout import Sampling, sample_groups
 from elocute.speech.codec import BrokenUnits
 from elocute.speech.qwen_omni import Ear, Voice
+from elocute.training.policy import Policy
 from tests.contracts import qwen_omni
 
 ENDS = [qwen_omni.END, 256, *range(0, 256, 5)]
@@ -75,7 +77,7 @@ def test_the_ear_hears_as_transformers_does(folder, original):
 def test_the_ear_resamples_and_has_its_limits(folder):
     ear = Ear.load(folder)
     time = np.arange(48000) / 48000
-    sounds = {rate: np.sin(2 * np.pi * 300 * time[: rate]).astype(np.float32) for rate in (48000,)}
+    sounds = {rate: np.sin(2 * np.pi * 300 * time[:rate]).astype(np.float32) for rate in (48000,)}
     slow = np.sin(2 * np.pi * 300 * np.arange(16000) / 16000).astype(np.float32)
     assert (ear.log_mel(sounds[48000], 48000) - ear.log_mel(slow, 16000))[:, 3:-3].abs().max() < 0.05
     with pytest.raises(InputError, match="lasts 10 ms, too short to be heard"):
@@ -92,8 +94,10 @@ def test_the_thinkers_logits_are_transformers(lm, original):
             assert torch.allclose(lm.head()(hidden), original.thinker(**inputs).logits, atol=1e-4)
 
 
-def greedy(original: Whole, inputs: dict, steps: int = 30) -> tuple[list[int], list[int], torch.Tensor | None]:
-    """What transformers' own generate writes and says: ids, codes with their end, sound if the voice knows the codes.
+def greedy(
+    original: Whole, inputs: dict, steps: int = 30
+) -> tuple[list[int], list[int], list[torch.Tensor], torch.Tensor]:
+    """What transformers' own generate writes and says: ids, codes with their end, each one's logits [V], sound.
 
     The prompt is padded by one token: transformers 5.23 drops a mask of ones, and without a mask its talker leaves out
     what marks the beginning of the codes, which every padded prompt gets.
@@ -108,10 +112,9 @@ def greedy(original: Whole, inputs: dict, steps: int = 30) -> tuple[list[int], l
         made = getattr(original, part).generate
 
         def generate(*args, **kwargs):
-            said[part] = made(*args, **kwargs)
-            ids = said[part].sequences if part == "thinker" else said[part]
-            said[part + "_ids"] = ids[0, kwargs["input_ids"].shape[1] :].tolist()
-            return said[part]
+            told = made(*args, **kwargs | {"return_dict_in_generate": True, "output_logits": True})
+            said[part] = told.sequences[0, kwargs["input_ids"].shape[1] :].tolist(), [one[0] for one in told.logits]
+            return told if part == "thinker" else told.sequences
 
         return generate
 
@@ -123,11 +126,12 @@ def greedy(original: Whole, inputs: dict, steps: int = 30) -> tuple[list[int], l
             **inputs, thinker_do_sample=False, talker_do_sample=False, talker_repetition_penalty=1.0,
             talker_eos_token_id=[25, 27], thinker_max_new_tokens=steps, talker_max_new_tokens=steps,
         )[1]  # fmt: skip
-    return said["thinker_ids"], said["talker_ids"], sound
+    (written, of_text), (codes, of_speech) = said["thinker"], said["talker"]
+    return written, codes, [*of_text, *of_speech], sound
 
 
 def test_greedy_answers_are_those_of_generate(lm, original):
-    """Words, codes and, where the answer is whole, sound; prompts of different lengths in one batch."""
+    """Words, codes, what each was likely, and sound; prompts of different lengths in one batch."""
     cases = [asked(lm, text, *sounds) for text, sounds in (
         ("hello", ()), ("a", (NOISE,)), ("and this?", (NOISE[:9000],)), ("xyzzy", ()), ("tell me", ()),
         ("both", (NOISE[:5000], NOISE[9000:])), ("why", ()),
@@ -139,12 +143,17 @@ def test_greedy_answers_are_those_of_generate(lm, original):
         if not reply.text_ids:  # transformers has nothing to say here, and fails
             assert reply.broken == "nothing was written that could be spoken"
             continue
-        written, codes, sound = greedy(original, inputs)
+        written, codes, logits, sound = greedy(original, inputs)
         assert reply.written == written
         if len(written) == 30:
             continue
         assert reply.codes == codes
         lengths.append((len(written), len(codes)))
+        every = torch.ones(1, len(answer.tokens), dtype=torch.bool)
+        with torch.no_grad():
+            scored = Policy(lm)(make_batch([answer.prompt], [answer.tokens], every, "cpu"))[0]
+        likely = [torch.log_softmax(one, -1)[id] for one, id in zip(logits, answer.tokens.ids, strict=True)]
+        assert torch.allclose(scored, torch.stack(likely), atol=1e-4)
         if reply.units:
             assert np.allclose(lm.decode(answer.tokens.ids).waveform, sound.numpy(), atol=1e-5)
             sounds += 1
@@ -206,7 +215,7 @@ def change(folder: Path, **said) -> None:
 BAD = {
     "writes only": ({"enable_audio_output": False}, r"enable_audio_output: false: this one writes only"),
     "another model": ({"model_type": "qwen2"}, r"config.json: not the config of a Qwen2.5-Omni: model_type: expected"),
-    "vocabulary": ({"thinker_config__text_config__vocab_size": 260}, r"expected the shape \[260, 48\], got \[296, 48\]"),
+    "vocabulary": ({"thinker_config__text_config__vocab_size": 260}, r"the shape \[260, 48\], got \[296, 48\]"),
     "codes": ({"talker_config__tts_codec_end_token_id": 5}, r"tts_codec_end_token_id: expected 22 … 31, behind the co"),
     "audio token": ({"thinker_config__audio_token_index": 7}, r"audio_token_index 7 is no token of its own"),
     "layers": ({"talker_config__num_hidden_layers": 3}, r"the weights lack talker.model.layers.2"),

@@ -177,6 +177,8 @@ def token_ids(
     missing = [name for name in names.values() if name not in vocabulary]
     if missing:
         raise InputError(f"{folder}: the tokenizer has no token {missing[0]!r} that elocute.json names")
+    if (codebooks := getattr(codec, "codebooks", 1)) != 1:
+        raise InputError(f"{folder}: codec: expected one of one codebook, a token for each unit; it has {codebooks}")
     ids = {key: vocabulary[name] for key, name in names.items()}
     first_unit = ids["unit_0"]
     inside = [names[key] for key, id in ids.items() if key != "unit_0" and 0 <= id - first_unit < codec.n_units]

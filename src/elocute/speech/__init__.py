@@ -5,6 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
+from elocute.errors import InputError
 from elocute.speech.codec import StarterCodec
 
 
@@ -42,4 +43,16 @@ def load_codec(folder: str | Path) -> Codec:
         from elocute.speech.starter_units import StarterUnits
 
         return StarterUnits.load(folder)
+    if (folder / "config.json").is_file():
+        from elocute.speech.published import model_type  # brings transformers
+
+        if (kind := model_type(folder / "config.json")) == "xcodec2":
+            from elocute.speech.xcodec2 import XCodec2
+
+            return XCodec2.load(folder)
+        if kind == "dac":
+            from elocute.speech.dac import Dac
+
+            return Dac.load(folder)
+        raise InputError(f"{folder}/config.json: model_type: expected a codec's, xcodec2 or dac, got {kind!r}")
     return StarterCodec.load(folder)

@@ -1,4 +1,4 @@
-"""Qwen2.5-Omni's ends of speech: the thinker's ear, and the talker's voice (token2wav); transformers has their layers."""
+"""Qwen2.5-Omni's ends of speech: the thinker's ear, and the talker's voice (token2wav), of transformers' layers."""
 
 from elocute.speech.qwen_omni.config import open_folder, read_config
 from elocute.speech.qwen_omni.ear import Ear
