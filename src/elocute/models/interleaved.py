@@ -101,9 +101,13 @@ class InterleavedLM(SpeechLM):
 
 
 def control_tokens(tokenizer) -> re.Pattern:
-    """What finds the tokens that no text may hold: they would end a turn, or speak for the model."""
+    """What finds the tokens that no text may hold: they would end a turn, or speak for the model.
+
+    Numbered ones, as units are, by their form: 65,536 alternatives take seconds to compile.
+    """
     control = set(tokenizer.get_added_vocab()) - {"<|audio|>"}
-    return re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or r"(?!)")
+    forms = {re.sub(r"(?<=\D)\d+(?=\D)", r"\\d+", re.escape(token)) for token in control}
+    return re.compile("|".join(sorted(forms, key=len, reverse=True)) or r"(?!)")
 
 
 def load_fitting(folder: Path, dtype: torch.dtype | str, layout: Layout):

@@ -38,7 +38,7 @@ class Thinker(nn.Module):
 
 class Omni(nn.Module):
     """Thinker and talker. peft adapts both: LoRA's target modules have the same names in them, unless they say more
-    (`talker.model.layers…`)."""
+    (`talker.model.layers.0.self_attn.q_proj`)."""
 
     def __init__(self, config: Qwen2_5OmniConfig, source: Shards):
         super().__init__()
