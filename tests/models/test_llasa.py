@@ -14,7 +14,7 @@ from elocute.data.rows import read_rows
 from elocute.errors import InputError
 from elocute.models import check_model, load_model
 from elocute.models.batch import make_batch, pad_tokens
-from elocute.models.tts_lm import TtsLM, check_settings
+from elocute.models.tts_lm import TtsLM, check_settings, load_vocabulary
 from elocute.recipe import load_recipe
 from elocute.rollout import Sampling, sample_groups
 from elocute.rollout.speak import speak
@@ -36,9 +36,12 @@ def settings(of: str) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    home = tmp_path_factory.mktemp("models")
-    codecs.xcodec2(home / "xcodec2")
-    llasa.checkpoint(home / "Llasa-1B")
+    return make(tmp_path_factory.mktemp("models"), 256, (4,) * 4)
+
+
+def make(home: Path, units: int, levels: tuple[int, ...]) -> Path:
+    codecs.xcodec2(home / "xcodec2", levels=levels)
+    llasa.checkpoint(home / "Llasa-1B", units)
     (home / "Llasa-1B/elocute.json").write_text(settings("llasa"))
     return home / "Llasa-1B"
 
@@ -78,10 +81,14 @@ def test_the_prompt_is_the_chat_templates(lm, rows):
     assert begun == lm.tokenizer.encode(expected, add_special_tokens=False)
 
 
-def test_the_vocabulary_fits_the_codec(lm):
-    assert isinstance(lm.codec, XCodec2) and lm.codec.n_units == lm.layout.n_units == llasa.UNITS
-    vocabulary = lm.tokenizer.get_vocab()
-    assert all(vocabulary[f"<|s_{unit}|>"] == lm.layout.first_unit + unit for unit in (0, 1, 40000, 65535))
+def test_the_published_vocabulary_fits_the_published_codec(tmp_path):
+    """All 65,536 units; a text may still hold none of their tokens."""
+    template, layout, codec, _ = load_vocabulary(make(tmp_path, llasa.UNITS, (4,) * 8))
+    assert isinstance(codec, XCodec2) and codec.n_units == layout.n_units == llasa.UNITS
+    vocabulary = template.tokenizer.get_vocab()
+    assert all(vocabulary[f"<|s_{unit}|>"] == layout.first_unit + unit for unit in (0, 1, 40000, 65535))
+    with pytest.raises(InputError, match=re.escape("the control token '<|s_65535|>'")):
+        template.ids("ha <|s_65535|>", {})
 
 
 def test_a_recording_is_a_target(lm, rows):
@@ -151,7 +158,7 @@ def test_codecs_that_do_not_fit(folder, tmp_path):
     """Another codebook's size, several codebooks, the original's own layout."""
     said = json.loads(settings("llasa"))
     for name, make, complaint in (
-        ("large", lambda place: codecs.xcodec2(place, levels=(4,) * 8 + (2,)), "embeddings, its codec needs ids up to"),
+        ("large", lambda place: codecs.xcodec2(place, levels=(4,) * 8), "embeddings, its codec needs ids up to"),
         ("dac", codecs.dac, "codec: expected one of one codebook, a token for each unit; it has 3"),
         ("original", original, "the weights hold generator.weight|the weights lack"),
     ):
@@ -176,7 +183,7 @@ def original(folder: Path) -> None:
 
 
 def test_texts_with_control_tokens_are_refused(lm):
-    for token in ("<|s_17|>", "<|s_65535|>", "<|SPEECH_GENERATION_END|>", "<|eot_id|>"):
+    for token in ("<|s_17|>", "<|SPEECH_GENERATION_END|>", "<|eot_id|>"):
         with pytest.raises(InputError, match=re.escape(f"the control token {token!r}")):
             lm.template.ids(f"ha {token}", {})
     assert len(lm.template.ids("s_17 is 65535 <| s_1 |>", {}))

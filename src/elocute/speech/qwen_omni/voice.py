@@ -69,7 +69,7 @@ class Voice:
         """InputError, always: the published weights hold no encoder."""
         raise InputError(
             "no codes can be made of a recording: Qwen2.5-Omni is published without the encoder of its codes; expected "
-            "the very codes that the model spoke, as elocute candidates writes them"
+            "the very codes that the model spoke, as elocute sample writes them"
         )
 
     @torch.no_grad()
