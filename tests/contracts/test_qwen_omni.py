@@ -258,6 +258,17 @@ def test_weights_of_no_known_part(copy):
         check_model(copy)
 
 
+def test_computed_buffers_of_other_releases_are_copied_as_they_are(copy, tmp_path):
+    file, names = copy / "model-00004-of-00004.safetensors", ("thinker.model.rotary_emb.inv_freq",
+             "token2wav.code2wav_dit_model.rotary_embed.inv_freq", "token2wav.code2wav_bigvgan_model.up.filter")  # fmt: skip
+    save_file(load_file(file) | {name: torch.ones(3) for name in names}, file)
+    index = json.loads((copy / "model.safetensors.index.json").read_text())
+    index["weight_map"] |= dict.fromkeys(names, file.name)
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    load_model(copy).save(tmp_path / "saved")
+    assert all(weights(tmp_path / "saved")[name].equal(torch.ones(3)) for name in names)
+
+
 def test_a_tied_head_is_not_in_the_weights(copy, tmp_path):
     change(copy, thinker_config__tie_word_embeddings=True)
     index = json.loads((copy / "model.safetensors.index.json").read_text())

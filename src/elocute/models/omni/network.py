@@ -19,7 +19,7 @@ from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import (
 
 from elocute.data.shards import Shards, check_fit, without_weights
 from elocute.errors import InputError
-from elocute.speech.qwen_omni import open_folder
+from elocute.speech.qwen_omni import open_folder, read_part, shapes_of
 
 PARTS = ("thinker.", "talker.")
 _FROZEN = ("thinker.audio_tower.", "thinker.visual.")
@@ -53,7 +53,7 @@ class Omni(nn.Module):
         state = {
             f"{part}{name}": tensor
             for part in PARTS
-            for name, tensor in network.source.read(part, dtype, skip=_FROZEN).items()
+            for name, tensor in read_part(network.source, part, dtype, _FROZEN).items()
         }
         if network.tied:
             state[_HEAD] = state["thinker.model.embed_tokens.weight"]
@@ -96,7 +96,7 @@ def make_network(folder: str | Path) -> Omni:
     """The network without its weights. InputError unless those that lie there are exactly its."""
     config, source = open_folder(folder)
     network = without_weights(lambda: Omni(config, source))
-    shapes = {f"{part}{name}": of for part in PARTS for name, of in source.shapes(part, skip=_FROZEN).items()}
+    shapes = {f"{part}{name}": of for part in PARTS for name, of in shapes_of(source, part, _FROZEN).items()}
     if network.tied:
         shapes[_HEAD] = shapes.get("thinker.model.embed_tokens.weight", [])
     check_fit(network, shapes, str(folder))

@@ -1,14 +1,18 @@
 """A published Qwen2.5-Omni folder: its config, and where its weights lie."""
 
 import json
+import re
 from pathlib import Path
 
+import torch
 from transformers import Qwen2_5OmniConfig
 
 from elocute.data.shards import Shards
 from elocute.errors import InputError
 
 PARTS = ("thinker.", "talker.", "token2wav.")
+_COMPUTED = re.compile(r"(^|\.)(inv_freq|filter|positional_embedding\.positional_embedding)$")
+"""Buffers that some releases of transformers wrote beside the weights; they are worked out, and copied as they are."""
 
 
 def read_config(folder: str | Path) -> Qwen2_5OmniConfig:
@@ -32,6 +36,18 @@ def open_folder(folder: str | Path) -> tuple[Qwen2_5OmniConfig, Shards]:
     if strange := [name for name in source.names() if not name.startswith(PARTS)]:
         raise InputError(f"{folder}: the weights hold {strange[0]}, for which a Qwen2.5-Omni has no place")
     return config, source
+
+
+def shapes_of(source: Shards, prefix: str, skip: tuple[str, ...] = ()) -> dict[str, list[int]]:
+    """The shapes of a part's weights by name, the prefix taken off; skip: but for names that begin so."""
+    return {name: of for name, of in source.shapes(prefix, skip=skip).items() if not _COMPUTED.search(name)}
+
+
+def read_part(
+    source: Shards, prefix: str, dtype: torch.dtype | str, skip: tuple[str, ...] = ()
+) -> dict[str, torch.Tensor]:
+    """The same weights themselves. dtype "auto": in the type they are stored in."""
+    return {name: of for name, of in source.read(prefix, dtype, skip=skip).items() if not _COMPUTED.search(name)}
 
 
 def _first_line(error: Exception) -> str:

@@ -14,7 +14,7 @@ from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAu
 from elocute.data.audio import resample
 from elocute.data.shards import check_fit, without_weights
 from elocute.errors import InputError
-from elocute.speech.qwen_omni.config import open_folder
+from elocute.speech.qwen_omni.config import open_folder, read_part, shapes_of
 
 PREFIX = "thinker.audio_tower."
 _SHORTEST = 3
@@ -40,8 +40,8 @@ class Ear:
                 f"has, got {mel.feature_size}"
             )
         tower = without_weights(lambda: Qwen2_5OmniAudioEncoder(shape))
-        check_fit(tower, source.shapes(PREFIX), f"{folder}: {PREFIX[:-1]}")
-        tower.load_state_dict(source.read(PREFIX, dtype), assign=True)
+        check_fit(tower, shapes_of(source, PREFIX), f"{folder}: {PREFIX[:-1]}")
+        tower.load_state_dict(read_part(source, PREFIX, dtype), assign=True)
         return cls(tower, mel)
 
     def log_mel(self, waveform: np.ndarray, sample_rate: int) -> torch.Tensor:

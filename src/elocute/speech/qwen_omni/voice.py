@@ -14,7 +14,7 @@ from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniTo
 from elocute.data.shards import Shards, check_fit, without_weights
 from elocute.errors import InputError
 from elocute.speech.codec import BrokenUnits
-from elocute.speech.qwen_omni.config import open_folder
+from elocute.speech.qwen_omni.config import open_folder, read_part, shapes_of
 
 PREFIX = "token2wav."
 SPEAKERS = "spk_dict.pt"
@@ -62,7 +62,7 @@ class Voice:
                 f"[1, T, {dit.mel_dim}], got {[*known.cond.shape]} and {[*known.ref_mel.shape]}"
             )
         model = make_token2wav(config, source)
-        model.load_state_dict(source.read(PREFIX, torch.float32), assign=True)
+        model.load_state_dict(read_part(source, PREFIX, torch.float32), assign=True)
         return cls(model, known)
 
     def encode(self, waveform: np.ndarray, sample_rate: int) -> np.ndarray:
@@ -103,7 +103,7 @@ class Voice:
 def make_token2wav(config, source: Shards) -> Qwen2_5OmniToken2WavModel:
     """token2wav without its weights. InputError unless those that lie there are exactly its."""
     model = without_weights(lambda: Qwen2_5OmniToken2WavModel(config.token2wav_config))
-    check_fit(model, source.shapes(PREFIX), f"{source.folder}: {PREFIX[:-1]}")
+    check_fit(model, shapes_of(source, PREFIX), f"{source.folder}: {PREFIX[:-1]}")
     return model
 
 
