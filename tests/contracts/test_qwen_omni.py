@@ -259,8 +259,9 @@ def test_weights_of_no_known_part(copy):
 
 
 def test_computed_buffers_of_other_releases_are_copied_as_they_are(copy, tmp_path):
-    file, names = copy / "model-00004-of-00004.safetensors", ("thinker.model.rotary_emb.inv_freq",
-             "token2wav.code2wav_dit_model.rotary_embed.inv_freq", "token2wav.code2wav_bigvgan_model.up.filter")  # fmt: skip
+    file = copy / "model-00004-of-00004.safetensors"
+    dit, bigvgan = "token2wav.code2wav_dit_model", "token2wav.code2wav_bigvgan_model"
+    names = ["thinker.model.rotary_emb.inv_freq", f"{dit}.rotary_embed.inv_freq", f"{bigvgan}.up.filter"]
     save_file(load_file(file) | {name: torch.ones(3) for name in names}, file)
     index = json.loads((copy / "model.safetensors.index.json").read_text())
     index["weight_map"] |= dict.fromkeys(names, file.name)
