@@ -29,8 +29,9 @@ LENGTH = 6
 
 
 def settings(of: str) -> str:
-    """The block of the page."""
-    [block] = re.findall(rf"^```json {of}\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    """The block of the page, of its section."""
+    section = PAGE.read_text().split(f"\n## {of}\n")[1].split("\n## ")[0]
+    [block] = re.findall(r"^```json\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
     return block
 
 
@@ -42,7 +43,7 @@ def folder(tmp_path_factory) -> Path:
 def make(home: Path, units: int, levels: tuple[int, ...]) -> Path:
     codecs.xcodec2(home / "xcodec2", levels=levels)
     llasa.checkpoint(home / "Llasa-1B", units)
-    (home / "Llasa-1B/elocute.json").write_text(settings("llasa"))
+    (home / "Llasa-1B/elocute.json").write_text(settings("Llasa"))
     return home / "Llasa-1B"
 
 
@@ -156,7 +157,7 @@ def length(completions: list) -> list[float]:
 
 def test_codecs_that_do_not_fit(folder, tmp_path):
     """Another codebook's size, several codebooks, the original's own layout."""
-    said = json.loads(settings("llasa"))
+    said = json.loads(settings("Llasa"))
     for name, make, complaint in (
         ("large", lambda place: codecs.xcodec2(place, levels=(4,) * 8), "embeddings, its codec needs ids up to"),
         ("dac", codecs.dac, "codec: expected one of one codebook, a token for each unit; it has 3"),
@@ -168,7 +169,7 @@ def test_codecs_that_do_not_fit(folder, tmp_path):
             with pytest.raises(InputError, match=complaint) as error:
                 load_model(folder)
         finally:
-            (folder / "elocute.json").write_text(settings("llasa"))
+            (folder / "elocute.json").write_text(settings("Llasa"))
         assert "\n" not in str(error.value)
 
 
@@ -190,7 +191,7 @@ def test_texts_with_control_tokens_are_refused(lm):
 
 
 def test_what_the_page_says_of_orpheus_is_understood():
-    said = json.loads(settings("orpheus"))
+    said = json.loads(settings("Orpheus"))
     check_settings(Path("elocute.json"), said)
     filled = said["prompt"].replace("{text}", TEXT)
     assert filled == f"<custom_token_3><|begin_of_text|>tara: {TEXT}<|eot_id|><custom_token_4><custom_token_5>"
