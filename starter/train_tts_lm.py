@@ -1,8 +1,8 @@
 """Trains the starter's TTS model, a small LM that reads a sentence aloud: `python -m starter.train_tts_lm`.
 
-At last most of the labels that it is told are wrong, so that it unlearns to mind them: it can speak in every style, hardly
-in the one that it is asked for, and post-training has something to bring out. After each epoch it is saved and measured
-on the rows for post-training (metrics.json): nats a token, with the true labels and with any.
+At last most of the labels that it is told are wrong, so that it unlearns to mind them: it can speak in every style,
+hardly in the one that it is asked for, and post-training has something to bring out. After each epoch it is saved and
+measured on the rows for post-training (metrics.json): nats a token, with the true labels and with any.
 """
 
 import argparse

@@ -70,7 +70,7 @@ def reads_aloud(folder: str | Path, examples: Sequence[Example] = ()) -> bool:
 def codec_folder(folder: str | Path) -> Path:
     """Where the codec lies with which a model hears."""
     folder = Path(folder)
-    if kind_of(folder) in ("minicpm_o", "csm", "moshi"):
+    if kind_of(folder) in ("minicpm_o", "csm", "moshi", "qwen2_5_omni"):
         return folder
     if kind_of(folder) == "units":
         return unit_lm.codec_folder(folder)
@@ -117,6 +117,10 @@ def _published(kind: str) -> tuple[type[SpeechLM], Callable[[Path], object]]:
         from elocute.models import minicpm_lm
 
         return minicpm_lm.MiniCPMLM, minicpm_lm.load_vocabulary
+    if kind == "qwen2_5_omni":
+        from elocute.models import omni_lm
+
+        return omni_lm.OmniLM, omni_lm.load_vocabulary
     from elocute.models import vita_lm
 
     return vita_lm.VitaLM, vita_lm.load_vocabulary

@@ -20,13 +20,15 @@ from elocute.models.layout import Layout, Tokens
 from elocute.speech import Codec
 from elocute.speech.codec import BrokenUnits
 
-KINDS = ("interleaved", "units", "tts", "kimi_audio", "vita_audio", "minicpm_o", "csm", "moshi")
+KINDS = ("interleaved", "units", "tts", "kimi_audio", "vita_audio", "minicpm_o", "csm", "moshi", "qwen2_5_omni")
 PUBLISHED = {
     "CsmForConditionalGeneration": "csm",
     "MoonshotKimiaForCausalLM": "kimi_audio",
     "MiniCPMO": "minicpm_o",
     "MoshiForConditionalGeneration": "moshi",
     "Qwen2MTPForCausalLM": "vita_audio",
+    "Qwen2_5OmniForConditionalGeneration": "qwen2_5_omni",
+    "Qwen2_5OmniModel": "qwen2_5_omni",
     "Qwen2MTPSenseVoiceForCausalLM": "vita_audio",
 }
 """Architectures of published folders that need no elocute.json, and their kinds."""

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from elocute.errors import InputError
 from elocute.speech.codec import StarterCodec
 
 
@@ -39,15 +40,30 @@ def load_codec(folder: str | Path) -> Codec:
         from elocute.speech.glm4voice.codec import Glm4VoiceCodec  # brings Whisper
 
         return Glm4VoiceCodec.load(folder)
-    if model_type(folder) == "mimi":
-        from elocute.speech.mimi import MimiCodec  # brings transformers' Mimi
-
-        return MimiCodec.load(folder)
     if (folder / "units.json").is_file():
         from elocute.speech.starter_units import StarterUnits
 
         return StarterUnits.load(folder)
+    if (folder / "config.json").is_file():  # transformers' own, which bring transformers
+        return _published(folder)
     return StarterCodec.load(folder)
+
+
+def _published(folder: Path) -> Codec:
+    kind = model_type(folder)
+    if kind == "mimi":
+        from elocute.speech.mimi import MimiCodec
+
+        return MimiCodec.load(folder)
+    if kind == "xcodec2":
+        from elocute.speech.xcodec2 import XCodec2
+
+        return XCodec2.load(folder)
+    if kind == "dac":
+        from elocute.speech.dac import Dac
+
+        return Dac.load(folder)
+    raise InputError(f"{folder}/config.json: model_type: expected a codec's, mimi, xcodec2 or dac, got {kind!r}")
 
 
 def model_type(folder: Path) -> str | None:
