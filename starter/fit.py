@@ -91,7 +91,7 @@ def fit(
             torch.nn.utils.clip_grad_norm_(lm.model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            running = float(loss) if running is None else 0.98 * running + 0.02 * float(loss)
+            running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
             step += 1
             if step % 50 == 0:
                 seconds = time.monotonic() - started

@@ -17,7 +17,7 @@ from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassificati
 from elocute.data.cache import EncodedAudio
 from elocute.data.rows import read_rows
 from elocute.data.types import Example
-from elocute.models.tts_lm import labels_of
+from elocute.models.reading import labels_of
 from elocute.prosody.schema import Dimension, load_schema
 from elocute.speech.codec import StarterCodec
 
@@ -95,9 +95,9 @@ def main() -> None:
     rows = random.Random(asked.seed).sample(read_rows(asked.data), asked.rows)
     unheard = read_rows(asked.held_out)
     codec, schema = StarterCodec.load(HERE / "codec"), load_schema(HERE / "expressive" / "schema.yaml")
-    extractor = ASTFeatureExtractor(max_length=FRAMES, num_mel_bins=64)
+    extractor = ASTFeatureExtractor(max_length=FRAMES, num_mel_bins=64, do_normalize=False)
     features, held_out = (heard(of, codec, extractor) for of in (rows, unheard))
-    extractor.mean, extractor.std = float(features.mean()), float(features.std())
+    extractor.do_normalize, extractor.mean, extractor.std = True, float(features.mean()), float(features.std())
     features, held_out = (extractor.normalize(of) for of in (features, held_out))
     metrics = {"recordings": len(rows)}
     for name, dimension in schema.dimensions.items():

@@ -1,8 +1,8 @@
 """Trains the starter's TTS model, a small LM that reads a sentence aloud: `python -m starter.train_tts_lm`.
 
-Most of the labels that it is told are wrong, so that it hardly minds them: it can speak in every style, hardly in the
-one that it is asked for, and post-training has something to bring out. After each epoch it is saved and measured on the
-rows for post-training (metrics.json): nats a token, with the true labels and with any.
+At last most of the labels that it is told are wrong, so that it unlearns to mind them: it can speak in every style,
+hardly in the one that it is asked for, and post-training has something to bring out. After each epoch it is saved and
+measured on the rows for post-training (metrics.json): nats a token, with the true labels and with any.
 """
 
 import argparse
@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from elocute.data.cache import EncodedAudio
 from elocute.data.rows import read_rows
 from elocute.data.types import Example
-from elocute.models.tts_lm import TtsLM, labels_of, make_layout, make_template, text_of
+from elocute.models.reading import labels_of, text_of
+from elocute.models.tts_lm import TtsLM, make_layout, make_template
 from elocute.prosody.schema import Schema, load_schema
 from elocute.speech.codec import StarterCodec
 from starter.fit import Sequence, fit, in_batches, loss_of, small_llama
@@ -56,7 +57,7 @@ class Rows:
     def sequences(self, truth: float, rng: random.Random) -> list[Sequence]:
         """Each row once, with labels of which a share is right."""
         template = self.lm.template
-        prompts = [template.ids(text, misled(labels, template.schema, truth, rng)) for text, labels, _ in self.rows]
+        prompts = [template.encode(text, misled(labels, template.schema, truth, rng)) for text, labels, _ in self.rows]
         return [
             (torch.cat([prompt, answer]), len(prompt))
             for prompt, (_, _, answer) in zip(prompts, self.rows, strict=True)
@@ -86,8 +87,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=HERE / "build" / "expressive.jsonl")
     parser.add_argument("--held-out", type=Path, default=HERE / "expressive" / "train.jsonl")
     parser.add_argument("--start", type=Path, help="a model folder whose weights it starts from")
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--truth", type=float, default=0.1, help="chance that a label is right on purpose")
+    parser.add_argument("--epochs", type=int, default=9)
+    parser.add_argument("--misled", type=int, default=1, help="of the epochs, at the end, with wrong labels")
+    parser.add_argument("--truth", type=float, default=0.1, help="chance then that a label is right on purpose")
     parser.add_argument("--tokens", type=int, default=6500, help="of a batch")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--hidden", type=int, default=192)
@@ -109,12 +111,13 @@ def main() -> None:
     data, dev, rng = Rows(lm, rows), Rows(lm, held_out), random.Random(asked.seed)
 
     def after(epoch: int) -> None:
-        found = {"epochs": epoch, "truth": asked.truth, "recordings": len(rows)}
+        found = {"epochs": epoch, "misled": asked.misled, "truth": asked.truth, "recordings": len(rows)}
         found |= {"nats_true_labels": nats(lm, dev, 1.0), "nats_any_labels": nats(lm, dev, 0.0)}
         print(found, flush=True)
         save(lm, asked.out, found)
 
-    fit(lm, lambda: in_batches(data.sequences(asked.truth, rng), asked.tokens, rng), epochs=asked.epochs, lr=asked.lr,
+    truths = iter([1.0] * (asked.epochs - asked.misled) + [asked.truth] * asked.misled)
+    fit(lm, lambda: in_batches(data.sequences(next(truths), rng), asked.tokens, rng), epochs=asked.epochs, lr=asked.lr,
         after=after)  # fmt: skip
 
 

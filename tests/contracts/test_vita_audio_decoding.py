@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elocute.errors import InputError
-from elocute.models.vita import Decoding, depths_of, load_network, said_by
+from elocute.models.vita import Decoding, deepest_of, depths_of, load_network, said_by
 from tests.contracts import vita_audio
 from tests.contracts.vita_naive import NaiveVita
 
@@ -102,6 +102,21 @@ def test_a_schedule_is_its_letters(pairs, n_mtp):
         k = k + 1 if letter == "m" and k < n_mtp else 0
         expected.append(k)
     assert first(mode, n_mtp, 30) == expected
+
+
+@pytest.mark.parametrize(
+    ("mode", "n_mtp", "deepest"),
+    [
+        ([8192, 0], 10, 0),
+        ([1, 10], 10, 10),
+        ([1, 2, 3, 4], 10, 4),
+        ([1, 4], 2, 2),
+        ([1, 0, 0, 2], 10, 10),
+        ([1, 3], 0, 0),
+    ],
+)
+def test_the_deepest_depth_that_is_ever_asked(mode, n_mtp, deepest):
+    assert deepest_of(mode, n_mtp) == deepest == max(first(mode, n_mtp, 20000))
 
 
 @pytest.mark.parametrize("mode", [[], [1], [1, 2, 3], [0, 4], [1, -1], [1, 2, 0, 0]])

@@ -95,9 +95,9 @@ def test_the_mode_is_the_folders_or_the_default(copied):
         ({"tie_word_embeddings": True}, "tie_word_embeddings: expected false"),
         ({"use_sliding_window": True}, "use_sliding_window: expected false"),
         ({"hidden_size": "wide"}, "not a config of qwen2_mtp"),
-        ({"num_nextn_predict_layers": 2}, "hold mtp_embed_norms.2.weight, for which config.json has no place"),
-        ({"num_hidden_layers": 6}, "the weights lack model.layers.5.self_attn.q_proj.weight"),
-        ({"vocab_size": 400}, r"expected shape \[400, 32\] by config.json, got \[344, 32\]"),
+        ({"num_nextn_predict_layers": 2}, "hold mtp_embed_norms.2.weight, for which the model has no place"),
+        ({"num_hidden_layers": 6}, "the weights lack model.layers.5."),
+        ({"vocab_size": 400}, r"expected the shape \[400, 32\], got \[344, 32\]"),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused(copied, changes, message):
@@ -175,7 +175,7 @@ def test_plus_is_not_saved_without_its_ears(plus, boost, tmp_path):
 
 def test_a_missing_shard_is_named(copied):
     (copied / "model-00002-of-00003.safetensors").unlink()
-    with pytest.raises(InputError, match="model-00002-of-00003.safetensors: weights: expected this file"):
+    with pytest.raises(InputError, match="model-00002-of-00003.safetensors: missing, model.safetensors.index"):
         load_network(copied)
 
 
@@ -190,13 +190,15 @@ def test_an_index_that_lies_is_refused(copied):
     index = copied / "model.safetensors.index.json"
     weights = json.loads(index.read_text())["weight_map"]
     edit(index, weight_map=weights | {"model.norm.bias": weights["model.norm.weight"]})
-    with pytest.raises(InputError, match="model.norm.bias is in no shard"):
+    with pytest.raises(InputError, match="lacks model.norm.bias, which model.safetensors.index.json says is in it"):
         load_network(copied)
     edit(index, weight_map={name: file for name, file in weights.items() if name != "model.norm.weight"})
-    with pytest.raises(InputError, match="model.norm.weight is in a shard but not in it"):
+    with pytest.raises(
+        InputError, match="holds model.norm.weight, of which model.safetensors.index.json knows nothing"
+    ):
         load_network(copied)
     edit(index, weight_map=weights | {"model.norm.weight": 1})
-    with pytest.raises(InputError, match="weight_map: expected every weight's file"):
+    with pytest.raises(InputError, match="weight_map: expected names of files beside it"):
         load_network(copied)
 
 
@@ -211,7 +213,7 @@ def test_boost_with_an_audio_encoder_is_refused(tmp_path):
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(InputError, match="config.json: not readable"):
+    with pytest.raises(InputError, match="config.json: not the config of a VITA-Audio"):
         load_network(tmp_path / "nowhere")
 
 

@@ -145,7 +145,7 @@ def test_what_does_not_fit_is_one_line(files, tmp_path, monkeypatch, words, said
 def test_a_model_that_answers_is_not_read_aloud(files, tiny_lm, tmp_path):
     tiny_lm.save(tmp_path / "asks")
     words = ["--suite", "reading", "--data", files / "rows.jsonl", "-o", tmp_path / "out"]
-    with pytest.raises(InputError, match="asks: expected a TTS model"):
+    with pytest.raises(InputError, match="asks: expected a model that reads aloud"):
         elocute("eval", tmp_path / "asks", *words)
 
 

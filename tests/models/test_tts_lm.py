@@ -78,7 +78,7 @@ def test_what_is_written_in_a_text_fills_no_place_and_is_no_control_token(lm):
     def check(text, labels):
         assume("<|" not in text)
         text = f"{text}{{labels}} {{text}}"
-        ids = lm.template.ids(text, labels).tolist()
+        ids = lm.template.encode(text, labels).tolist()
         assert sum(id in control for id in ids) == 1 + len(labels)
         assert lm.tokenizer.decode(ids[1 + len(labels) :]).strip() == text.strip()
 

@@ -95,7 +95,7 @@ def test_verbs_that_ask_refuse_a_model_that_reads(model, tiny_lm, tmp_path):
         with pytest.raises(InputError, match=said):
             elocute("train", *recipe, *more)
     tiny_lm.save(tmp_path / "asks")
-    with pytest.raises(InputError, match="asks: expected a TTS model, one whose elocute.json says kind tts"):
+    with pytest.raises(InputError, match="asks: expected a model that reads aloud, this one answers questions"):
         elocute("speak", tmp_path / "asks", "--text", TEXT)
 
 

@@ -91,7 +91,7 @@ def test_who_decides_a_run_does_not_hear_its_labels(files, tmp_path, number):
 
 def test_labels_are_heard_of_what_is_read_only(files, tmp_path, tiny_lm):
     tiny_lm.save(tmp_path / "asks")
-    said = "^evaluation.labels: expected only for a TTS model, and with data.eval$"
+    said = "^evaluation.labels: expected only for a model that reads data.eval aloud$"
     for more in (f"model={tmp_path / 'asks'}", "data.eval=null"):
         with pytest.raises(InputError, match=said):
             run(recipe(files, tmp_path / "run", more))

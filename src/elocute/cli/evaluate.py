@@ -110,10 +110,10 @@ def evaluate(
 def _suite_of(target: Path) -> str:
     """What a model is evaluated by where nobody says; what is wrong with its folder is found later."""
     from elocute.evaluation.evaluate import model_of
-    from elocute.models import kind_of
+    from elocute.models import reads_aloud
 
     try:
-        return "reading" if kind_of(model_of(target)) == "tts" else "spoken-qa"
+        return "reading" if reads_aloud(model_of(target)) else "spoken-qa"
     except InputError:
         return "spoken-qa"
 

@@ -17,7 +17,7 @@ SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 def speak(
     context: typer.Context,
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A TTS model's folder, see docs/own-tts-model.md")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model's folder, see docs/own-tts-model.md")],
     text: Annotated[str, typer.Option(help="What to speak.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Where the speech goes.")] = Path("speech.wav"),
     temperature: Annotated[float, typer.Option(min=1e-6)] = 0.7,
@@ -27,20 +27,19 @@ def speak(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Speak a text with a TTS model, in the structure, emotion, speed and tone that are asked for.
+    """Speak a text with a model that reads aloud, in the structure, emotion, speed and tone that are asked for.
 
     Labels are options named after the dimensions of the model's schema, behind MODEL: `--emotion Happy --speed Slow`.
 
     Example: `elocute speak runs/rlaif_spa/model --text "The train leaves at nine." --emotion Happy -o happy.wav`
     """
     from elocute.data.audio import save_wav
-    from elocute.models import load_speaker
-    from elocute.models.tts_lm import load_template
+    from elocute.models import load_speaker, load_template
     from elocute.rollout.speak import speak as synthesise
 
     template = load_template(model)
     labels = read_labels(context.args, list(template.schema.dimensions))
-    template.ids(text, labels)  # what is wrong with them is said before the weights are read
+    template.encode(text, labels)  # what is wrong with them is said before the weights are read
     [spoken] = synthesise(
         load_speaker(model), [(text, labels)], seed=seed, temperature=temperature, max_new_tokens=max_new_tokens
     )
@@ -49,9 +48,13 @@ def speak(
         raise RunError(f"the speech is broken ({utterance.broken}); another --seed may do better")
     save_wav(out, utterance.waveform, utterance.sample_rate)
     found = {"audio": str(out), "seconds": utterance.seconds, "units": len(spoken.units), "labels": labels}
+    if utterance.text:  # of a model that writes what it then speaks
+        found["written"] = utterance.text
     if as_json:
         print(json.dumps(found))
     else:
+        if utterance.text:
+            print(utterance.text)
         print(f"{out} ({utterance.seconds:.2f} s, {len(spoken.units)} units)", file=sys.stderr)
 
 

@@ -1,11 +1,12 @@
-"""Files that are either there whole or not at all."""
+"""Files that are either there whole or not at all, and JSON that holds an object."""
 
+import json
 import os
 import re
 import secrets
 from pathlib import Path
 
-from elocute.errors import RunError
+from elocute.errors import InputError, RunError
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
@@ -26,6 +27,17 @@ def write_atomically(path: str | Path, content: bytes) -> None:
             raise
     except OSError as error:
         raise RunError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def read_json(file: Path, what: str) -> dict:
+    """The object in a JSON file. InputError, saying that it is not `what`, when there is none."""
+    try:
+        said = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: not {what}: {error}") from error
+    if not isinstance(said, dict):
+        raise InputError(f"{file}: not {what}: expected a JSON object")
+    return said
 
 
 def is_unfinished(path: Path) -> bool:

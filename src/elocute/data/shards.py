@@ -17,10 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from elocute.data.files import read_json
 from elocute.errors import InputError
 
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
 
 
 class Shards:
@@ -35,20 +36,20 @@ class Shards:
         folder = Path(folder)
         if not folder.is_dir():
             raise InputError(f"{folder}: expected a folder with a model's weights, there is none")
-        if (folder / _SINGLE).is_file():  # looked for first, as transformers does
-            return cls(folder, dict.fromkeys(_names(folder / _SINGLE), _SINGLE), None)
-        if not (folder / _INDEX).is_file():
-            raise InputError(f"{folder}: expected {_INDEX} or {_SINGLE}, there is none")
-        index = _read_index(folder / _INDEX)
+        if (folder / SINGLE).is_file():  # looked for first, as transformers does
+            return cls(folder, dict.fromkeys(_names(folder / SINGLE), SINGLE), None)
+        if not (folder / INDEX).is_file():
+            raise InputError(f"{folder}: expected {INDEX} or {SINGLE}, there is none")
+        index = _read_index(folder / INDEX)
         files = index["weight_map"]
         for file in sorted(set(files.values())):
             if not (folder / file).is_file():
-                raise InputError(f"{folder / file}: missing, {_INDEX} names it")
+                raise InputError(f"{folder / file}: missing, {INDEX} names it")
             said, there = {name for name, place in files.items() if place == file}, set(_names(folder / file))
             if lacking := sorted(said - there):
-                raise InputError(f"{folder / file}: lacks {lacking[0]}, which {_INDEX} says is in it")
+                raise InputError(f"{folder / file}: lacks {lacking[0]}, which {INDEX} says is in it")
             if strange := sorted(there - said):
-                raise InputError(f"{folder / file}: holds {strange[0]}, of which {_INDEX} knows nothing")
+                raise InputError(f"{folder / file}: holds {strange[0]}, of which {INDEX} knows nothing")
         return cls(folder, dict(files), index)
 
     def names(self, prefix: str = "") -> list[str]:
@@ -92,18 +93,18 @@ class Shards:
             raise ValueError(f"{strange[0]} is not in {self.folder}")
         if self.folder.resolve() in folder.resolve().parents:
             raise InputError(f"{folder}: expected a folder outside of {self.folder}, of which it will be a copy")
-        mine = shards if self.index is None else shards | {_INDEX}
+        mine = shards if self.index is None else shards | {INDEX}
         if strange := sorted({path.name for path in folder.glob("model*.safetensors*")} - mine):
             raise InputError(f"{folder / strange[0]}: another model's weights lie there")
         folder.mkdir(parents=True, exist_ok=True)
         total = 0
         for place in sorted(shards):
             total += self._save_shard(place, folder / place, changed)
-        for source in _others(self.folder, shards | {_INDEX}):
+        for source in _others(self.folder, shards | {INDEX}):
             _copy(source, folder / source.relative_to(self.folder))
         if self.index is not None:
             index = self.index | {"metadata": self.index.get("metadata", {}) | {"total_size": total}}
-            (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
+            (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
     def _save_shard(self, place: str, target: Path, changed: Mapping[str, torch.Tensor]) -> int:
         """Write one file again; returns its tensors' bytes."""
@@ -152,13 +153,11 @@ def _names(file: Path) -> list[str]:
 
 
 def _read_index(file: Path) -> dict:
-    try:
-        index = json.loads(file.read_text())
-        if all(isinstance(place, str) and Path(place).name == place for place in index["weight_map"].values()):
-            return index
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{file}: not the index of a model's shards: {error}") from error
-    raise InputError(f"{file}: weight_map: expected names of files beside it")
+    index = read_json(file, "the index of a model's shards")
+    places = index.get("weight_map")
+    if not (isinstance(places, dict) and all(isinstance(p, str) and Path(p).name == p for p in places.values())):
+        raise InputError(f"{file}: weight_map: expected names of files beside it")
+    return index
 
 
 def _others(folder: Path, shards: set[str]) -> list[Path]:

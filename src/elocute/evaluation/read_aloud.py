@@ -30,8 +30,8 @@ from elocute.evaluation.independent import Evaluators, check_independent, traine
 from elocute.evaluation.pieces import Progress
 from elocute.evaluation.reading import GUARD, Reading, listen, paired, summarise, why_unjudged
 from elocute.evaluation.unit_suites import Job
-from elocute.models import TtsLM, load_speaker
-from elocute.models.tts_lm import Template, labels_of, load_template, text_of
+from elocute.models import SpeechLM, load_speaker, load_template
+from elocute.models.reading import Template, labels_of, text_of
 from elocute.recipe import load_rewards
 from elocute.recipe.ears import EarSpec
 from elocute.recipe.rewards import AudioJudgeSpec, EmotionSpec, LabelListenerSpec, ProsodySpec
@@ -57,7 +57,7 @@ def read_rows_to_read(
 
 
 def _check_row(template: Template, row: Example) -> None:
-    template.row_ids(row)
+    template.encode_row(row)
     if not normalise(text_of(row)):
         raise InputError(f"{row.where}: messages: expected words to say, found {text_of(row)!r}")
 
@@ -89,7 +89,7 @@ def label_listeners(
 
 
 def evaluate_aloud(
-    lm: TtsLM,
+    lm: SpeechLM,
     examples: Sequence[Example],
     name: str,
     *,
@@ -139,18 +139,18 @@ def evaluate_aloud(
     return values
 
 
-def _longest(lm: TtsLM, examples: Sequence[Example], max_new_tokens: int | None) -> int:
+def _longest(lm: SpeechLM, examples: Sequence[Example], max_new_tokens: int | None) -> int:
     """How many tokens an answer may have. InputError when they do not fit behind a row's prompt."""
     lengths: dict[str, int] = {}
     for example in examples:
-        lengths[example.where] = max(len(lm.encode_prompt(example)), lengths.get(example.where, 0))
+        lengths[example.where] = max(len(lm.template.encode_row(example)), lengths.get(example.where, 0))
     longest = max_new_tokens or room(lm, max(lengths.values()))
     check_room(lm, lengths, longest)
     return longest
 
 
 def _read_all(
-    lm: TtsLM,
+    lm: SpeechLM,
     examples: Sequence[Example],
     seed: int,
     temperature: float,

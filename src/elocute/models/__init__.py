@@ -8,15 +8,16 @@ import torch
 from elocute.data.rows import check_rows
 from elocute.data.types import Example
 from elocute.errors import InputError
-from elocute.models import interleaved, tts_lm, unit_lm
+from elocute.models import interleaved, unit_lm
 from elocute.models.interleaved import InterleavedLM
+from elocute.models.reading import Template, has_labels
 from elocute.models.speech_lm import PUBLISHED, SpeechLM, beside, read_settings
 from elocute.models.tts_lm import TtsLM
 from elocute.models.unit_lm import UnitLM
 
 __all__ = [
     "InterleavedLM", "SpeechLM", "TtsLM", "UnitLM", "check_answers_questions", "check_model", "codec_folder",
-    "kind_of", "load_model", "load_speaker",
+    "kind_of", "load_model", "load_speaker", "load_template", "reads_aloud",
 ]  # fmt: skip
 
 _CLASSES = {"interleaved": InterleavedLM, "units": UnitLM, "tts": TtsLM}
@@ -25,20 +26,18 @@ _VOCABULARIES = {"interleaved": interleaved.load_vocabulary, "units": unit_lm.lo
 
 def load_model(folder: str | Path, *, dtype: torch.dtype | str = torch.float32) -> SpeechLM:
     """Load a speech LM by its folder, on the CPU. dtype "auto": the weights' own."""
-    kind = kind_of(folder)
-    if kind in PUBLISHED.values():
-        return _published(kind)[0].load(folder, dtype=dtype)
-    return _CLASSES[kind].load(folder, dtype=dtype)
+    return _class_of(folder).load(folder, dtype=dtype)
 
 
 def check_model(folder: str | Path, examples: Sequence[Example] = ()) -> None:
     """Read all of a model folder but its weights. InputError names what is missing or does not fit.
 
-    examples: rows to be trained on; what a TTS model cannot speak is an InputError too, a line each.
+    examples: rows to be trained on; those that it cannot read aloud, and should, are an InputError too, a line each.
     """
-    kind = kind_of(folder)
-    if kind == "tts":
-        check_rows(examples, tts_lm.load_template(folder).row_ids)
+    kind, of = kind_of(folder), _class_of(folder)
+    if of.reads_aloud:
+        template = of.load_template(Path(folder))
+        check_rows([e for e in examples if has_labels(e) or not of.takes_questions], template.encode_row)
     elif kind in PUBLISHED.values():
         _published(kind)[1](Path(folder))
     else:
@@ -46,16 +45,35 @@ def check_model(folder: str | Path, examples: Sequence[Example] = ()) -> None:
 
 
 def check_answers_questions(folder: str | Path) -> None:
-    """InputError for a TTS model: it reads aloud and cannot be asked."""
-    if kind_of(folder) == "tts":
+    """InputError for a model that reads aloud and cannot be asked."""
+    if not _class_of(folder).takes_questions:
         raise InputError(f"{folder}: a TTS model reads a text aloud, it answers no questions; see elocute speak")
+
+
+def load_template(folder: str | Path) -> Template:
+    """How a model folder's prompts to read aloud are made; checks all of the folder but its weights.
+
+    InputError for a model that does not read aloud.
+    """
+    of = _class_of(folder)
+    if not of.reads_aloud:
+        raise InputError(f"{folder}: expected a model that reads aloud, this one answers questions; see elocute chat")
+    return of.load_template(Path(folder))
+
+
+def reads_aloud(folder: str | Path, examples: Sequence[Example] = ()) -> bool:
+    """Whether a model is to read these rows aloud: it does nothing else, or it can and they all have labels."""
+    of = _class_of(folder)
+    return of.reads_aloud and (not of.takes_questions or bool(examples) and all(map(has_labels, examples)))
 
 
 def codec_folder(folder: str | Path) -> Path:
     """Where the codec lies with which a model hears."""
     folder = Path(folder)
-    if kind_of(folder) == "minicpm_o":
+    if kind_of(folder) in ("minicpm_o", "csm", "moshi", "qwen2_5_omni"):
         return folder
+    if kind_of(folder) == "units":
+        return unit_lm.codec_folder(folder)
     if kind_of(folder) in PUBLISHED.values():
         return beside(folder, "speech_tokenizer", "glm-4-voice-tokenizer").resolve()
     return (folder / read_settings(folder)["codec"]).resolve()
@@ -75,6 +93,11 @@ def kind_of(folder: str | Path) -> str:
     return read_settings(Path(folder)).get("kind", "interleaved")
 
 
+def _class_of(folder: str | Path) -> type[SpeechLM]:
+    kind = kind_of(folder)
+    return _published(kind)[0] if kind in PUBLISHED.values() else _CLASSES[kind]
+
+
 def _published(kind: str) -> tuple[type[SpeechLM], Callable[[Path], object]]:
     """A published model's class, and what reads all of its folder but weights and sound; they bring Whisper with them,
     a second that other models need not wait."""
@@ -82,10 +105,22 @@ def _published(kind: str) -> tuple[type[SpeechLM], Callable[[Path], object]]:
         from elocute.models import kimi_lm
 
         return kimi_lm.KimiLM, kimi_lm.load_vocabulary
+    if kind == "csm":
+        from elocute.models import csm_lm
+
+        return csm_lm.CsmLM, csm_lm.load_template
+    if kind == "moshi":
+        from elocute.models import moshi_lm
+
+        return moshi_lm.MoshiLM, moshi_lm.load_vocabulary
     if kind == "minicpm_o":
         from elocute.models import minicpm_lm
 
         return minicpm_lm.MiniCPMLM, minicpm_lm.load_vocabulary
+    if kind == "qwen2_5_omni":
+        from elocute.models import omni_lm
+
+        return omni_lm.OmniLM, omni_lm.load_vocabulary
     from elocute.models import vita_lm
 
     return vita_lm.VitaLM, vita_lm.load_vocabulary

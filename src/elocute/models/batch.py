@@ -69,6 +69,8 @@ def make_batch(prompts: Sequence[Any], answers: Sequence[Tokens], selected: torc
 
 
 def tensors_of(prompt: Any) -> list[torch.Tensor]:
-    """All that a prompt is made of: the tensor itself, or a dataclass's."""
-    parts = astuple(prompt) if is_dataclass(prompt) else (prompt,)
-    return [part for part in parts if part is not None]
+    """All that a prompt is made of: the tensor itself, or a dataclass's, those in its tuples too."""
+    parts = astuple(prompt) if is_dataclass(prompt) else prompt
+    if isinstance(parts, tuple):
+        return [tensor for part in parts for tensor in tensors_of(part)]
+    return [] if parts is None else [parts]

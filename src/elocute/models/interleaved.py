@@ -101,9 +101,13 @@ class InterleavedLM(SpeechLM):
 
 
 def control_tokens(tokenizer) -> re.Pattern:
-    """What finds the tokens that no text may hold: they would end a turn, or speak for the model."""
+    """What finds the tokens that no text may hold: they would end a turn, or speak for the model.
+
+    Numbered ones, as units are, by their form: 65,536 alternatives take seconds to compile.
+    """
     control = set(tokenizer.get_added_vocab()) - {"<|audio|>"}
-    return re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or r"(?!)")
+    forms = {re.sub(r"(?<=\D)\d+(?=\D)", r"\\d+", re.escape(token)) for token in control}
+    return re.compile("|".join(sorted(forms, key=len, reverse=True)) or r"(?!)")
 
 
 def load_fitting(folder: Path, dtype: torch.dtype | str, layout: Layout):
@@ -177,6 +181,8 @@ def token_ids(
     missing = [name for name in names.values() if name not in vocabulary]
     if missing:
         raise InputError(f"{folder}: the tokenizer has no token {missing[0]!r} that elocute.json names")
+    if (codebooks := getattr(codec, "codebooks", 1)) != 1:
+        raise InputError(f"{folder}: codec: expected one of one codebook, a token for each unit; it has {codebooks}")
     ids = {key: vocabulary[name] for key, name in names.items()}
     first_unit = ids["unit_0"]
     inside = [names[key] for key, id in ids.items() if key != "unit_0" and 0 <= id - first_unit < codec.n_units]

@@ -168,7 +168,7 @@ class KimiLM(SpeechLM):
     def run(self, **inputs) -> kimi.KimiHidden:
         """Run everything below the heads, in the type that training computes in."""
         head = self.head().weight
-        with torch.autocast(head.device.type, self.compute, enabled=self.compute is not None):
+        with self.computing():
             out = self.core().model(**inputs)
         return kimi.KimiHidden(out.audio.to(head.dtype), out.text.to(head.dtype), out.past_key_values)
 

@@ -3,16 +3,18 @@
 The published folder loads as it is. An answer has two stages: the LLM's tokens, one cell a step, up to its terminator;
 then the speech decoder's frames, four cells a step, up to the first that holds the end in any codebook. All of them are
 sampled, so the voice can be trained: what RLAIF-SPA's released code could not. The decoder reads the answer's text and
-a voice, the LLM's state at `<|spk|>`, through which gradients flow into the LLM.
+a voice, the LLM's state at `<|spk|>`, through which gradients flow into the LLM. Rows with `labels` are read aloud; the
+text of their answers may also be forced (minicpm_o/aloud.py).
 
 Both stages are sampled at one temperature, nothing banned: what is sampled is what is trained.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from transformers import BertTokenizerFast
 
 from elocute.data.audio import resample
 from elocute.data.cache import EncodedAudio
@@ -21,13 +23,13 @@ from elocute.data.types import AudioRef, Example, Utterance
 from elocute.errors import InputError
 from elocute.models import one_stream
 from elocute.models.batch import Batch, States
-from elocute.models.interleaved import control_tokens
 from elocute.models.layout import Tokens
 from elocute.models.minicpm_o import MiniCPMO
+from elocute.models.minicpm_o.aloud import ChatTemplate, make_template
 from elocute.models.minicpm_o.audio import SAMPLE_RATE, fill, hear, log_mel
 from elocute.models.minicpm_o.model import make_parts, open_folder
 from elocute.models.minicpm_o.prompt import (
-    ControlTokens,
+    Prompt,
     Recording,
     Turn,
     lay_out,
@@ -35,113 +37,24 @@ from elocute.models.minicpm_o.prompt import (
     spans,
     speaker_place,
 )
-from elocute.models.minicpm_o.spoken import load_text_tokenizer, spoken_ids, target_codes, text_slots
+from elocute.models.minicpm_o.reply import SPEAKS, Answer, Layout
+from elocute.models.minicpm_o.spoken import load_text_tokenizer, target_codes, text_slots
 from elocute.models.minicpm_o.tts import SpeechCache
+from elocute.models.reading import has_labels, text_of
 from elocute.models.speech_lm import SpeechLM, check_answer, sound_of, units_of
 from elocute.speech.chat_tts import ChatTTSCodec
 
-WRITES, SPEAKS = 0, 1
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """ids int64 [P]; mels: the log-mel pieces [mel, F] of each recording in it, which the encoder hears."""
-
-    ids: torch.Tensor
-    mels: tuple[tuple[torch.Tensor, ...], ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
-class Answer:
-    """One answer as it grows, as models/layout.py has it. stage: WRITES, then SPEAKS.
-
-    text_ids: what is to be spoken; units: the frames' codes [T][4]; broken: why this is no proper answer, or None.
-    """
-
-    def __init__(self, tokens: ControlTokens, codebooks: int, end: int):
-        self._tokens, self._codebooks, self._end = tokens, codebooks, end
-        self.written: list[int] = []
-        self.frames: list[tuple[int, ...]] = []
-        self.stage = WRITES
-        self.broken: str | None = None
-        self.done = False
-
-    def forced(self) -> tuple[None, ...]:
-        return (None,) * (1 if self.stage == WRITES else self._codebooks)
-
-    def push(self, *cells: int) -> None:
-        """Take the next step's cells."""
-        if self.stage == SPEAKS:
-            self.frames.append(tuple(map(int, cells)))
-            self.done = self._end in cells
-            return
-        [token] = cells
-        self.written.append(int(token))
-        if token in self._tokens.terminators:
-            self.stage = SPEAKS
-            if not self.text_ids:
-                self.broken, self.done = "nothing was written that could be spoken", True
-
-    def close(self) -> None:
-        """No more cells will come: an answer without an end is broken, and so is one without a sound."""
-        if not self.done:
-            self.broken, self.done = "no end: the answer was cut at the longest length allowed", True
-        elif not self.broken and not self.units:
-            self.broken = "empty audio"
-
-    def tokens(self) -> Tokens:
-        ids = torch.tensor([*self.written, *(code for frame in self.frames for code in frame)], dtype=torch.int64)
-        text = torch.arange(len(ids)) < len(self.written)
-        return Tokens(ids, text, torch.ones(len(ids), dtype=torch.bool))
-
-    @property
-    def text_ids(self) -> list[int]:
-        return spoken_ids(torch.tensor(self.written, dtype=torch.int64), self._tokens).tolist()
-
-    @property
-    def units(self) -> list[tuple[int, ...]]:
-        return [frame for frame in self.frames if self._end not in frame]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What an answer's cells are, as models/layout.py has it. end: the code that ends the speech."""
-
-    control: ControlTokens
-    codebooks: int
-    end: int
-    writes = True
-
-    @property
-    def text_end(self) -> int:
-        return self.control.tts_eos
-
-    def cursor(self) -> Answer:
-        """An answer that has not begun."""
-        return Answer(self.control, self.codebooks, self.end)
-
-    def read(self, ids: Sequence[int]) -> Answer:
-        """Replay an answer's cells."""
-        answer, cells = self.cursor(), list(map(int, ids))
-        while cells and not answer.done:
-            count = len(answer.forced())
-            step, cells = cells[:count], cells[count:]
-            if len(step) == count:
-                answer.push(*step)
-        return answer
-
 
 class MiniCPMLM(SpeechLM):
-    """A MiniCPM-o 2.6 that answers in text and speech."""
+    """A MiniCPM-o 2.6 that answers in text and speech, and reads aloud."""
 
-    def __init__(self, network: MiniCPMO, tokenizer, control: ControlTokens, reader, codec: ChatTTSCodec):
-        config = network.config
+    reads_aloud = True
+
+    def __init__(self, network: MiniCPMO, template: ChatTemplate, reader, codec: ChatTTSCodec):
+        config, control = network.config, template.tokens
         super().__init__(network, Layout(control, config.tts.num_vq, config.tts.eos), codec, {})
-        self.config, self.tokenizer, self.control, self.reader = config, tokenizer, control, reader
-        self.streams = (1, config.tts.num_vq)
-        self._refused = control_tokens(tokenizer)
+        self.config, self.tokenizer, self.control, self.reader = config, template.tokenizer, control, reader
+        self.template, self.streams = template, (1, config.tts.num_vq)
 
     @classmethod
     def load(cls, folder: str | Path, *, dtype: torch.dtype | str = torch.float32) -> "MiniCPMLM":
@@ -149,9 +62,14 @@ class MiniCPMLM(SpeechLM):
         folder = Path(folder)
         network = MiniCPMO.load(folder, dtype=dtype)
         network.apm.requires_grad_(False)
-        tokenizer, control = load_tokenizer(folder, network.config)
+        template = make_template(folder, network.config, *load_tokenizer(folder, network.config))
         reader = load_text_tokenizer(folder, network.config.tts)
-        return cls(network, tokenizer, control, reader, ChatTTSCodec.load(folder))
+        return cls(network, template, reader, ChatTTSCodec.load(folder))
+
+    @classmethod
+    def load_template(cls, folder: Path) -> ChatTemplate:
+        """All of a folder but weights and sound, checked; how its prompts to read aloud are made."""
+        return load_vocabulary(folder)[0]
 
     def save(self, folder: str | Path) -> None:
         """Write a folder as the published one (LoRA merged)."""
@@ -160,10 +78,15 @@ class MiniCPMLM(SpeechLM):
     # tokens in
 
     def encode_prompt(self, example: Example, audio: EncodedAudio) -> Prompt:
-        """The conversation up to where the answer begins. InputError names the row and what it has no place for."""
+        """The conversation up to where the answer begins, or a text with its labels, to be read aloud.
+
+        InputError names the row and what it has no place for.
+        """
+        if has_labels(example):
+            return self.template.encode_row(example)
         refs, turns, mels = iter(example.audios), [], []
         for message in example.messages:
-            if found := self._refused.search(message.content):
+            if found := self.template.control.search(message.content):
                 raise InputError(f"{example.where}: messages: the text holds the control token {found[0]!r}")
             parts: list[str | Recording] = []
             for index, piece in enumerate(message.content.split(AUDIO_MARK)):
@@ -182,14 +105,18 @@ class MiniCPMLM(SpeechLM):
     def _encode_answer(
         self, example: Example, name: str, text: str | None, ref: AudioRef | None, audio: EncodedAudio
     ) -> Tokens:
-        """name: of the row's fields, less `_text` and `_audio`."""
+        """name: of the row's fields, less `_text` and `_audio`; a row to read aloud need not say its text twice."""
+        given = None
+        if has_labels(example):
+            given, text = self.template.encode_row(example).given, text or text_of(example)
         check_answer(example, name, text, ref)
-        if found := self._refused.search(text):
+        if found := self.template.control.search(text):
             raise InputError(f"{example.where}: {name}_text: the text holds the control token {found[0]!r}")
-        written = self.tokenizer.encode(text, add_special_tokens=False)
+        written = self.template.written(text)
+        if given is not None and written != given.tolist():
+            raise InputError(f"{example.where}: {name}_text: expected the text to speak, which is forced")
         codes = target_codes(torch.from_numpy(units_of(example, f"{name}_audio", ref, audio)), self.layout.end)
-        ids = [*written, self.control.tts_eos, self.control.im_end, *codes.flatten().tolist()]
-        return self.layout.read(ids).tokens()
+        return self.layout.read([*written, *codes.flatten().tolist()], given).tokens()
 
     # tokens out
 
@@ -199,6 +126,10 @@ class MiniCPMLM(SpeechLM):
         return replace(spoken, text=self.tokenizer.decode(text_ids).strip())
 
     # the network
+
+    def cursor(self, prompt: Prompt) -> Answer:
+        """An answer to a prompt that has not begun."""
+        return self.layout.cursor(prompt.given)
 
     def head(self) -> torch.nn.Module:
         """The LLM's."""
@@ -285,7 +216,7 @@ class MiniCPMLM(SpeechLM):
         for row, answer in zip(frames, answers, strict=True):
             if answer.frames:
                 row[: len(answer.frames)] = torch.tensor(answer.frames, device=voice.device)
-        with torch.autocast(voice.device.type, self.compute, enabled=self.compute is not None):
+        with self.computing():
             states = tts(*slots, voice, frames)
         return states.to(tts.head_code[0].weight.dtype)
 
@@ -324,11 +255,11 @@ class SpeechDecoder:
         self.cache.valid = self.cache.valid[rows]
 
 
-def load_vocabulary(folder: Path) -> tuple:
+def load_vocabulary(folder: Path) -> tuple[ChatTemplate, BertTokenizerFast]:
     """All of a folder but weights and sound. InputError names what is missing or does not fit."""
     config, source = open_folder(folder)
     make_parts(config, source)
-    return load_tokenizer(folder, config), load_text_tokenizer(folder, config.tts)
+    return make_template(folder, config, *load_tokenizer(folder, config)), load_text_tokenizer(folder, config.tts)
 
 
 def _right_padded(rows: Sequence[Sequence[int]], device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,18 +12,23 @@ def states(lm, batch: Batch, *, share_prompts: bool) -> list[States]:
 
     share_prompts: the prompt of a group is run once, its keys and values shared.
     """
-    hidden = (_shared if share_prompts else _joined)(lm, batch)
+    _, hidden = run(lm, batch, share_prompts=share_prompts)
     return [States(hidden[batch.rows, batch.columns], lm.head())]
 
 
-def _shared(lm, batch: Batch) -> torch.Tensor:
-    """States [B, T, D] before each answer token."""
+def run(lm, batch: Batch, *, share_prompts: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The states of each answer's prompt [B, S, D], padded on the left, and before each of the answers' T inputs
+    [B, T, D]: `answer_ids` [B, T] or, as frames, [B, T, cells]."""
+    return (_shared if share_prompts else _joined)(lm, batch)
+
+
+def _shared(lm, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     inputs = lm.prompt_inputs(batch.prompts, batch.answer_ids.device)
     prompt_mask = inputs["attention_mask"]
     prompt, cache = lm.hidden(**inputs, position_ids=_positions(prompt_mask), use_cache=True)
     first = prompt[batch.owner, -1:]
     if batch.answer_ids.shape[1] == 1:
-        return first
+        return prompt[batch.owner], first
     cache.batch_select_indices(batch.owner)
     mask = torch.cat([prompt_mask[batch.owner], batch.answer_mask[:, :-1]], 1)
     rest, _ = lm.hidden(
@@ -33,25 +38,26 @@ def _shared(lm, batch: Batch) -> torch.Tensor:
         past_key_values=cache,
         use_cache=True,
     )
-    return torch.cat([first, rest], 1)
+    return prompt[batch.owner], torch.cat([first, rest], 1)
 
 
-def _joined(lm, batch: Batch) -> torch.Tensor:
+def _joined(lm, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """The same in one pass, each answer behind its own copy of the prompt."""
     inputs = lm.prompt_inputs(batch.prompts, batch.answer_ids.device)
     mask = torch.cat([inputs["attention_mask"][batch.owner], batch.answer_mask], 1)
     [(name, prompt)] = [(name, tensor) for name, tensor in inputs.items() if name != "attention_mask"]
-    answer = batch.answer_ids if name == "input_ids" else lm.core().get_input_embeddings()(batch.answer_ids)
+    answer = batch.answer_ids if name == "input_ids" else lm.embed(batch.answer_ids)
     whole = {name: torch.cat([prompt[batch.owner], answer], 1), "attention_mask": mask}
     hidden, _ = lm.hidden(**whole, position_ids=_positions(mask), use_cache=False)
-    return hidden[:, prompt.shape[1] - 1 : -1]
+    return hidden[:, : prompt.shape[1]], hidden[:, prompt.shape[1] - 1 : -1]
 
 
 class Decoder:
     """Answers that grow: each prompt is prefilled once, every answer of its group gets a copy of the cache.
 
     rows: of the batch's answers, those that it grows. hidden, heads: what predicts the next cell of each stream, here
-    of the one there is: [[rows, D]]. prompt: the prompts' states [P, S, D].
+    of the one there is: [[rows, D]]. Where a cell depends on those before it in its step, `hidden` ends with the first
+    that does, and `deeper` gives the others (models/frames.py). prompt: the prompts' states [P, S, D].
     """
 
     def __init__(self, lm, prompts: Sequence[torch.Tensor], group_size: int):
@@ -86,10 +92,10 @@ class Decoder:
 
 
 def padded(prompts: Sequence[torch.Tensor], device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompts [P] on the right of zeros, and where they stand: int64 [prompts, longest] both."""
+    """Prompts [P] or [P, cells] on the right of zeros, and where they stand: int64 [prompts, longest]."""
     pad = torch.nn.utils.rnn.pad_sequence
     ids = pad(list(prompts), True, padding_side="left")
-    mask = pad([torch.ones_like(prompt) for prompt in prompts], True, padding_side="left")
+    mask = pad([torch.ones(len(prompt), dtype=torch.long) for prompt in prompts], True, padding_side="left")
     return ids.to(device), mask.to(device)
 
 

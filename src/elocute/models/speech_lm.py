@@ -20,14 +20,20 @@ from elocute.models.layout import Layout, Tokens
 from elocute.speech import Codec
 from elocute.speech.codec import BrokenUnits
 
-KINDS = ("interleaved", "units", "tts", "kimi_audio", "vita_audio", "minicpm_o")
+KINDS = ("interleaved", "units", "tts", "kimi_audio", "vita_audio", "minicpm_o", "csm", "moshi", "qwen2_5_omni")
 PUBLISHED = {
+    "CsmForConditionalGeneration": "csm",
     "MoonshotKimiaForCausalLM": "kimi_audio",
     "MiniCPMO": "minicpm_o",
+    "MoshiForConditionalGeneration": "moshi",
     "Qwen2MTPForCausalLM": "vita_audio",
+    "Qwen2_5OmniForConditionalGeneration": "qwen2_5_omni",
+    "Qwen2_5OmniModel": "qwen2_5_omni",
     "Qwen2MTPSenseVoiceForCausalLM": "vita_audio",
 }
 """Architectures of published folders that need no elocute.json, and their kinds."""
+_SLAMKIT = "speech_language_model"
+_TWIST = ("OPTForCausalLM", "LlamaForCausalLM")
 _SPARE = re.compile(r"(^|\.)(rotary_emb\.inv_freq|decoder\.version)$")
 """What old checkpoints hold beside the weights: computed buffers, OPT's mark of its version."""
 
@@ -40,6 +46,10 @@ class SpeechLM:
     model: the network (may be wrapped by peft); layout: what an answer's tokens are; codec (waveform ⇄ units);
     settings: its elocute.json. compute: the type its matrix products are done in, None: that of its weights.
     """
+
+    reads_aloud, takes_questions = False, True
+    """What it can be asked for. What reads aloud (models/reading.py) has a `template`, which `load_template` gives of a
+    folder, without the weights."""
 
     def __init__(self, model, layout: Layout, codec: Codec, settings: dict):
         self.model, self.layout, self.codec, self.settings = model, layout, codec, settings
@@ -96,15 +106,26 @@ class SpeechLM:
 
     def hidden(self, **inputs):
         """Run the trunk: (hidden states [B, T, D] in the head's type, keys and values)."""
-        head = self.head().weight
-        with torch.autocast(head.device.type, self.compute, enabled=self.compute is not None):
+        with self.computing():
             out = self.trunk()(**inputs)
-        return out.last_hidden_state.to(head.dtype), out.past_key_values
+        return out.last_hidden_state.to(self.head().weight.dtype), out.past_key_values
+
+    def computing(self) -> torch.autocast:
+        """Inside, matrix products are done in `compute`."""
+        return torch.autocast(self.head().weight.device.type, self.compute, enabled=self.compute is not None)
+
+    def idle(self, parameter: str) -> bool:
+        """Whether no answer depends on the parameter of this name, so that nothing can train it."""
+        return False
 
     def prompt_inputs(self, prompts: Sequence, device) -> dict[str, torch.Tensor]:
         """Prompts on the right of padding, as the network takes them: `input_ids` or `inputs_embeds`, the mask."""
         ids, mask = one_stream.padded(prompts, device)
         return {"input_ids": ids, "attention_mask": mask}
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """An answer's inputs as the network takes them beside a prompt of embeddings."""
+        return self.core().get_input_embeddings()(ids)
 
     def head(self) -> torch.nn.Module:
         """The vocabulary head, one linear layer."""
@@ -112,6 +133,10 @@ class SpeechLM:
 
     streams: Sequence[int] = (1,)
     """The cells of a step, for each stage of an answer."""
+
+    def cursor(self, prompt):
+        """An answer to a prompt that has not begun."""
+        return self.layout.cursor()
 
     def heads(self) -> list[torch.nn.Module]:
         """All that says something of an answer's cells."""
@@ -126,19 +151,23 @@ class SpeechLM:
         last has done its part. cursors: the answers', prompt by prompt."""
         yield one_stream.Decoder(self, prompts, group_size)
 
+    def lora_modules(self, targets: Sequence[str]) -> list[str]:
+        """Where LoRA goes, as peft takes it: modules whose names end so."""
+        return list(targets)
+
     def save_beside(self, folder: Path, **files: str) -> None:
         """Write what is not the network: the codec and elocute.json, which also names `files`."""
         self.codec.save(folder / "codec")
         (folder / "elocute.json").write_text(json.dumps(self.settings | {"codec": "codec"} | files, indent=2) + "\n")
 
 
-def load_network(folder: Path, dtype: torch.dtype | str, **how):
-    """A folder's weights as a causal LM; `how` goes to transformers.
+def load_network(folder: Path, dtype: torch.dtype | str, network_class=AutoModelForCausalLM, **how):
+    """A folder's weights as a causal LM, or as another of transformers' networks, to which `how` goes.
 
     InputError unless every weight is there and, but for `_SPARE`, no other.
     """
     try:
-        network, found = AutoModelForCausalLM.from_pretrained(
+        network, found = network_class.from_pretrained(
             folder, dtype=dtype, local_files_only=True, output_loading_info=True, **how
         )
     except (OSError, ValueError, RuntimeError) as error:
@@ -161,11 +190,19 @@ def units_of(example: Example, field: str, ref: AudioRef, audio: EncodedAudio) -
 
 
 def _published_kind(config: Path) -> str | None:
-    """The kind of a published folder by its config.json, if it is one of PUBLISHED."""
+    """The kind of a published folder by its config.json: one of PUBLISHED, or a unit LM.
+
+    TWIST's architectures are those of text LMs; the key `offset`, where its units begin, is TWIST's alone.
+    """
     try:
-        [architecture] = json.loads(config.read_text())["architectures"]
-    except (OSError, ValueError, KeyError, TypeError):
+        said = json.loads(config.read_text())
+        if said.get("model_type") == _SLAMKIT:
+            return "units"
+        [architecture] = said["architectures"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+    if architecture in _TWIST and type(said.get("offset")) is int:
+        return "units"
     return PUBLISHED.get(architecture)
 
 
@@ -202,7 +239,7 @@ def sound_of(example: Example, ref: AudioRef) -> tuple[np.ndarray, int]:
 def read_settings(folder: Path) -> dict:
     """Read `elocute.json`; the kind of model that it names is known, the rest is for that model to check.
 
-    A published folder of PUBLISHED need not have one.
+    A published folder need not have one.
     """
     file = folder / "elocute.json"
     if not folder.is_dir():

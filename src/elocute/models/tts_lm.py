@@ -13,7 +13,6 @@ An answer is `speech_begin`, if there is one, forced; then units and `speech_end
 speech class, and an action. The prompt is context and never trained.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from elocute.data.types import Answer, AudioRef, Example
 from elocute.errors import InputError
 from elocute.models.interleaved import InterleavedLM, control_tokens, load_fitting, load_tokenizer, token_ids
 from elocute.models.layout import Layout, Tokens
+from elocute.models.reading import Template, text_of
 from elocute.models.speech_lm import read_settings
 from elocute.prosody.schema import SHIPPED, Schema, load_schema
 from elocute.speech import Codec, load_codec
@@ -35,8 +35,8 @@ _PLACES = re.compile(r"\{(text|labels|instruction)\}")
 
 
 @dataclass(frozen=True)
-class Template:
-    """How a text and its labels become a prompt: `prompt` and `label_token` of elocute.json, and the schema."""
+class PromptTemplate(Template):
+    """`prompt` and `label_token` of elocute.json, and the schema; prompts are ids, int64 [P]."""
 
     prompt: str
     label_token: str | None
@@ -49,24 +49,8 @@ class Template:
     def takes_labels(self) -> bool:
         return bool({"labels", "instruction"} & set(_PLACES.findall(self.prompt)))
 
-    def ids(self, text: str, labels: Mapping[str, str]) -> torch.Tensor:
-        """The prompt as ids, int64 [P]. InputError for a text that holds a control token, and for unknown labels."""
-        if not text.strip():
-            raise InputError("text: expected a text to speak, got nothing")
-        if found := self.control.search(text):
-            raise InputError(f"text: it holds the control token {found[0]!r}")
-        if labels and not self.takes_labels:
-            raise InputError("labels: expected none, the model's prompt has no place for them")
-        self.schema.check(labels)
+    def fill(self, text: str, labels: Mapping[str, str]) -> torch.Tensor:
         return torch.tensor(self.tokenizer.encode(self.filled(text, labels), add_special_tokens=False))
-
-    def row_ids(self, example: Example) -> torch.Tensor:
-        """A row's prompt as ids; an InputError names the row."""
-        text, labels = text_of(example), labels_of(example)
-        try:
-            return self.ids(text, labels)
-        except InputError as error:
-            raise InputError(f"{example.where}: {error}") from error
 
     def filled(self, text: str, labels: Mapping[str, str]) -> str:
         """The prompt in writing."""
@@ -84,28 +68,12 @@ class Template:
         return self.label_token.replace("{dimension}", dimension).replace("{label}", label)
 
 
-def text_of(example: Example) -> str:
-    """The text that a row has spoken. InputError unless it is the row's only message, and there is no audio."""
-    if len(example.messages) != 1 or example.audios:
-        raise InputError(
-            f"{example.where}: messages: expected one, the text to speak, and no audio; got {len(example.messages)} "
-            f"and {len(example.audios)} audios"
-        )
-    return example.messages[0].content
-
-
-def labels_of(example: Example) -> dict[str, str]:
-    """A row's labels by dimension, those that it has. InputError when its field `labels` is no object."""
-    labels = example.columns.get("labels") or {}
-    if not isinstance(labels, dict):
-        raise InputError(f'{example.where}: labels: expected {{"dimension": "label"}}, got {json.dumps(labels)}')
-    return {name: label for name, label in labels.items() if label not in (None, "")}
-
-
 class TtsLM(InterleavedLM):
     """A causal LM that reads aloud."""
 
-    def __init__(self, model, tokenizer, layout: Layout, codec: Codec, settings: dict, template: Template):
+    reads_aloud, takes_questions = True, False
+
+    def __init__(self, model, tokenizer, layout: Layout, codec: Codec, settings: dict, template: PromptTemplate):
         super().__init__(model, tokenizer, layout, codec, settings)
         self.template = template
 
@@ -116,14 +84,19 @@ class TtsLM(InterleavedLM):
         template, layout, codec, settings = load_vocabulary(folder)
         return cls(load_fitting(folder, dtype, layout), template.tokenizer, layout, codec, settings, template)
 
+    @classmethod
+    def load_template(cls, folder: Path) -> PromptTemplate:
+        """All of a model folder but the weights, checked; how its prompts are made."""
+        return load_vocabulary(folder)[0]
+
     def save_beside(self, folder: Path) -> None:
         """Write what is not the network: the codec, the schema and elocute.json."""
         (folder / "schema.yaml").write_bytes(self.template.schema_file.read_bytes())
         super().save_beside(folder, schema="schema.yaml")
 
     def encode_prompt(self, example: Example, audio: EncodedAudio | None = None) -> torch.Tensor:
-        """The row's text and labels as ids, int64 [P]; see Template.row_ids."""
-        ids = self.template.row_ids(example)
+        """The row's text and labels as ids, int64 [P]; see Template.encode_row."""
+        ids = self.template.encode_row(example)
         self.check_length(f"{example.where}: messages", len(ids) + 1)
         return ids
 
@@ -139,7 +112,7 @@ class TtsLM(InterleavedLM):
         return Answer(example, replace(self.decode(ids), text=text_of(example)))
 
 
-def load_vocabulary(folder: Path) -> tuple[Template, Layout, Codec, dict]:
+def load_vocabulary(folder: Path) -> tuple[PromptTemplate, Layout, Codec, dict]:
     """All of a model folder but the weights, checked against each other."""
     settings = read_settings(folder)
     check_settings(folder / "elocute.json", settings)
@@ -149,19 +122,12 @@ def load_vocabulary(folder: Path) -> tuple[Template, Layout, Codec, dict]:
     return template, make_layout(folder, settings, tokenizer, codec), codec, settings
 
 
-def load_template(folder: str | Path) -> Template:
-    """How a model folder's prompts are made. InputError for a model that is no TTS model."""
-    if read_settings(Path(folder)).get("kind") != "tts":
-        raise InputError(f"{folder}: expected a TTS model, one whose elocute.json says kind tts")
-    return load_vocabulary(Path(folder))[0]
-
-
-def make_template(folder: Path, settings: dict, tokenizer) -> Template:
+def make_template(folder: Path, settings: dict, tokenizer) -> PromptTemplate:
     """What `elocute.json` says of the prompt; `schema` is a file beside it or the name of one that ships."""
     named = settings.get("schema", "paper")
     file = SHIPPED.get(named, Path(folder) / named)
     control = control_tokens(tokenizer)
-    return Template(settings["prompt"], settings.get("label_token"), load_schema(file), file, tokenizer, control)
+    return PromptTemplate(settings["prompt"], settings.get("label_token"), load_schema(file), file, tokenizer, control)
 
 
 def make_layout(folder: Path, settings: dict, tokenizer, codec: Codec) -> Layout:
@@ -203,7 +169,7 @@ def check_settings(file: Path, settings: dict) -> None:
         )
 
 
-def _check_label_tokens(folder: Path, template: Template) -> None:
+def _check_label_tokens(folder: Path, template: PromptTemplate) -> None:
     if template.label_token is None:
         return
     vocabulary = template.tokenizer.get_vocab()

@@ -2,8 +2,9 @@
 
     elocute.json: {"kind": "units", "codec": "../codec", "unit_0": 2, "bos": 1, "eos": 1, "open_ended": true}
 
-unit k is token unit_0 + k. bos stands before every recording, eos behind; null: the model has none. Two published
-layouts say by their config.json what the tokens are, and are loaded without the code that came with them:
+unit k is token unit_0 + k. bos stands before every recording, eos behind; null: the model has none. The codec's folder
+is `unit-codec`, in the model's or beside it, unless the file says another. Two published layouts say by their
+config.json what the tokens are; they need no elocute.json, nor the code that came with them:
 
     TWIST (Hassid et al. 2023)     OPT or LLaMA with `offset` in its config: unit_0 is that offset, no bos, no eos
     SlamKit (Maimon et al. 2025)   `speech_language_model` with a `base_config`, weights `lm.…`: unit_0 2, bos, eos 1
@@ -21,11 +22,14 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig
 
 from elocute.data.cache import EncodedAudio
+from elocute.data.files import read_json
 from elocute.data.types import AudioRef, Example, Utterance
 from elocute.errors import InputError
 from elocute.models.layout import Layout, Tokens
-from elocute.models.speech_lm import SpeechLM, load_network, read_settings, units_of
+from elocute.models.speech_lm import SpeechLM, beside, load_network, read_settings, units_of
 from elocute.speech import Codec, load_codec
+
+CODEC = "unit-codec"
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ def load_vocabulary(folder: Path) -> Vocabulary:
     settings = read_settings(folder)
     config, wrapper = _read_config(folder / "config.json")
     tokens = _read_tokens(folder / "elocute.json", settings, config, wrapper)
-    codec = load_codec((folder / settings["codec"]).resolve())
+    codec = load_codec(codec_folder(folder))
     layout = Layout(
         ratio="speech-only",
         first_unit=tokens["unit_0"],
@@ -142,15 +146,20 @@ def load_vocabulary(folder: Path) -> Vocabulary:
     return Vocabulary(layout, tokens["bos"], codec, settings, config, wrapper)
 
 
+def codec_folder(folder: Path) -> Path:
+    """Where a model's codec lies. InputError when there is none."""
+    return beside(folder, "codec", CODEC).resolve()
+
+
 def _read_config(file: Path) -> tuple[PreTrainedConfig, dict | None]:
     """The causal LM's config and, where SlamKit's stands around it, that one."""
+    said = read_json(file, "the config of a causal LM over units")
     try:
-        said = json.loads(file.read_text())
         wrapped = said.get("model_type") == "speech_language_model"
         inner = said["base_config"] | {"vocab_size": said["vocab_size"]} if wrapped else said
         inner = {key: value for key, value in inner.items() if "attn_implementation" not in key}  # its authors' GPU
         return AutoConfig.for_model(**inner), said if wrapped else None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{file}: not the config of a causal LM over units: {error}") from error
 
 
@@ -158,8 +167,8 @@ def _read_tokens(file: Path, settings: dict, config: PreTrainedConfig, wrapper: 
     """unit_0, bos and eos, as elocute.json says or else the published layout; checks elocute.json."""
     if unknown := set(settings) - {"kind", "codec", "unit_0", "bos", "eos", "open_ended"}:
         raise InputError(f"{file}: {sorted(unknown)[0]}: unknown key")
-    if not isinstance(settings.get("codec"), str):
-        raise InputError(f"{file}: codec: expected the codec's folder, got {settings.get('codec')!r}")
+    if not isinstance(settings.get("codec", ""), str):
+        raise InputError(f"{file}: codec: expected the codec's folder, got {settings['codec']!r}")
     published = {"unit_0": getattr(config, "offset", None), "bos": None, "eos": None}
     if wrapper is not None:
         published = {"unit_0": 2, "bos": 1, "eos": 1}

@@ -3,15 +3,23 @@
 The published folder loads as it is. GLM-4-Voice's codec, with which it speaks (and Boost and Balance hear), lies beside
 it, in `glm-4-voice-tokenizer` and `glm-4-voice-decoder`, or where an `elocute.json` in the folder says:
 
-    {"kind": "vita_audio", "speech_tokenizer": "/where/glm-4-voice-tokenizer", "speech_decoder": "/where/…-decoder"}
+    {"kind": "vita_audio", "speech_tokenizer": "/where/glm-4-voice-tokenizer", "speech_decoder": "/where/…-decoder",
+     "mtp": "boost"}
 
-Every token of an answer is sampled, markers and the turn's end, too. Answers are sampled and trained by the main head;
-multi-token prediction stays as it is, and is saved again. What Plus hears comes from its own encoder, which is frozen.
+Every token of an answer is sampled, markers and the turn's end, too. What Plus hears comes from its own encoder, which
+is frozen.
+
+`mtp` says which head samples which token: "off" (the main head all of them), "turbo", "boost", "balance" or a schedule
+(vita/decoding.py); where it is not said, generation_config.json's `mtp_inference_mode`, and Vanilla has nothing but the
+main head. Each token of an answer, sampled or to be learnt from, is scored by the very head that says it, without the
+original's detaching: its log-prob is a function of the main layers, too. With "off" multi-token prediction stays as it
+is, and is saved again.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -20,10 +28,11 @@ from elocute.data.cache import EncodedAudio
 from elocute.data.rows import AUDIO_MARK
 from elocute.data.types import AudioRef, Example, Utterance
 from elocute.errors import InputError
-from elocute.models import vita
+from elocute.models import one_stream, vita
+from elocute.models.batch import Batch, States
 from elocute.models.interleaved import control_tokens
 from elocute.models.layout import Tokens
-from elocute.models.speech_lm import SpeechLM, beside, check_answer, sound_of, units_of
+from elocute.models.speech_lm import SpeechLM, beside, check_answer, read_settings, sound_of, units_of
 from elocute.speech.glm4voice.codec import Glm4VoiceCodec
 from elocute.speech.glm4voice.decoder import SpeechDecoder
 from elocute.speech.glm4voice.tokenizer import SpeechTokenizer
@@ -119,6 +128,8 @@ class VitaLM(SpeechLM):
         super().__init__(network, Layout(tokens), codec, {})
         self.tokens, self.tokenizer, self.folder = tokens, tokens.tokenizer, folder
         self.ears = None if ears is None else ears.requires_grad_(False)
+        self.mode, self._said = read_mtp(folder, network.config)
+        self.ratio = vita.read_ratio(vita.published_mode(folder))
         self._beside = vita.read_beside(folder)
         self._control = control_tokens(tokens.tokenizer)
 
@@ -141,7 +152,8 @@ class VitaLM(SpeechLM):
         folder = Path(folder)
         vita.save(folder, self._beside, self.plain_model(), None if self.ears is None else self.ears.published())
         where = {key: str(beside(self.folder, key, name).resolve()) for key, name in PARTS.items()}
-        (folder / "elocute.json").write_text(json.dumps({"kind": "vita_audio"} | where, indent=2) + "\n")
+        said = {"kind": "vita_audio"} | where | ({} if self._said is None else {"mtp": self._said})
+        (folder / "elocute.json").write_text(json.dumps(said, indent=2) + "\n")
 
     # tokens in
 
@@ -178,7 +190,8 @@ class VitaLM(SpeechLM):
             raise InputError(f"{example.where}: {name}_text: the text holds the control token {found[0]!r}")
         units = units_of(example, f"{name}_audio", ref, audio).tolist()
         # As it was trained: a newline stands between an answer's text and its speech.
-        return self.layout.read(self.tokens.lay_out(f"{text}\n", units, where=f"{example.where}: {name}")).tokens()
+        ids = self.tokens.lay_out(f"{text}\n", units, self.ratio, where=f"{example.where}: {name}")
+        return self.layout.read(ids).tokens()
 
     # tokens out
 
@@ -201,10 +214,76 @@ class VitaLM(SpeechLM):
             embeds = vita.write_audio(embeds, (ids == self.tokens.context) & inputs["attention_mask"].bool(), features)
         return inputs | {"inputs_embeds": embeds}
 
+    def idle(self, parameter: str) -> bool:
+        """Whether it is of a depth that says no token."""
+        config = self.core().config
+        deepest = vita.deepest_of(self.mode, config.n_mtp) if self.mode else 0
+        return vita.depth_of(parameter, config.n_main) > deepest
+
+    def states(self, batch: Batch, *, share_prompts: bool) -> list[States]:
+        """What predicts a batch's selected cells: of the main layers, or of the depth that says each of them."""
+        if self.mode is None:
+            return super().states(batch, share_prompts=share_prompts)
+        prompt, answer = one_stream.run(self, batch, share_prompts=share_prompts)
+        ids, mask = one_stream.padded([of.ids for of in batch.prompts], batch.answer_ids.device)
+        ids = torch.cat([ids[batch.owner], batch.answer_ids[:, :-1]], 1)
+        mask = torch.cat([mask[batch.owner], batch.answer_mask[:, :-1]], 1)
+        depths = list(islice(vita.depths_of(self.mode, self.core().n_mtp), batch.answer_ids.shape[1]))
+        with self.computing():
+            positions = (mask.cumsum(1) - 1).clamp(min=0)
+            states = self.core().depths(ids, torch.cat([prompt[:, :-1], answer], 1), positions, mask, max(depths))
+        said = vita.said_by(states, depths, prompt.shape[1])[batch.rows, batch.columns]
+        return [States(said.to(self.head().weight.dtype), self.head())]
+
+    def decoders(self, prompts: Sequence[Prompt], group_size: int, cursors: Sequence[Answer]) -> Iterator:
+        """One, by the main head or by the schedule."""
+        if self.mode is None:
+            yield from super().decoders(prompts, group_size, cursors)
+        else:
+            yield DepthsDecoder(self, prompts, group_size)
+
+
+class DepthsDecoder:
+    """Answers that grow by the main head and the depths in turn, as models/one_stream.py has it."""
+
+    def __init__(self, lm: VitaLM, prompts: Sequence[Prompt], group_size: int):
+        self.lm, self.heads = lm, [lm.head()]
+        self.rows = range(len(prompts) * group_size)
+        self._decoding = vita.Decoding(lm.core(), lm.mode)
+        device = lm.head().weight.device
+        ids, _ = one_stream.padded([prompt.ids for prompt in prompts], device)
+        inputs = lm.prompt_inputs(prompts, device)
+        with lm.computing():
+            states = self._decoding.prefill(ids, inputs["attention_mask"], inputs["inputs_embeds"])
+        self._decoding.repeat(group_size)
+        self._say(states.repeat_interleave(group_size, 0))
+
+    def step(self, ids: torch.Tensor) -> None:
+        """Take the rows' next cells, int64 [rows, 1]."""
+        with self.lm.computing():
+            states = self._decoding.step(ids[:, 0])
+        self._say(states)
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Go on with these rows only, int64."""
+        self._decoding.keep(rows)
+
+    def _say(self, states: torch.Tensor) -> None:
+        self.hidden = [states.to(self.lm.head().weight.dtype)]
+
+
+def read_mtp(folder: Path, config: vita.VitaConfig) -> tuple[list[int] | None, object]:
+    """The schedule of a folder's answers, None for the main head alone, and what its elocute.json says of it, if so."""
+    said = read_settings(folder).get("mtp")
+    try:
+        return vita.sampling_mode(folder, config, said), said
+    except InputError as error:
+        raise InputError(f"{folder / 'elocute.json'}: {error}" if said is not None else str(error)) from error
+
 
 def load_vocabulary(folder: Path) -> vita.VitaTokens:
     """All of a folder but weights and sound. InputError names what is missing or does not fit."""
-    vita.check_network(folder)
+    read_mtp(folder, vita.check_network(folder))
     for key, name in PARTS.items():
         beside(folder, key, name)
     return vita.load_tokens(folder)

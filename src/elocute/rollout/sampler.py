@@ -1,7 +1,8 @@
 """Rollouts: groups of answers to each prompt, with the log-probs they were sampled with.
 
 - A prompt is prefilled once and its cache shared by its group; decoding runs on a KV cache, finished rows leave it.
-- An answer grows step by step; a step has one cell in each of the model's streams, drawn independently of each other.
+- An answer grows step by step; a step has one cell in each of the model's streams. They are drawn independently of each
+  other, or one after the other where a depth decoder speaks them.
   Some models have several stages: what the first one wrote, the next one speaks.
 - Every answer has its own stream of uniform numbers, seeded by (run seed, step, prompt, sample): an answer does not
   depend on what else is in the batch.
@@ -87,7 +88,7 @@ class _Batch:
 
     def __init__(self, lm, prompts, seeds, group_size, sampling: Sampling):
         self.lm, self.prompts, self.seeds, self.group_size, self.sampling = lm, prompts, seeds, group_size, sampling
-        self.cursors = [lm.layout.cursor() for _ in seeds]
+        self.cursors = [lm.cursor(prompt) for prompt in prompts for _ in range(group_size)]
         self.logprobs: list[list[float]] = [[] for _ in seeds]
         self.entropies: list[list[float]] = [[] for _ in seeds]
         count = sampling.max_new_tokens * sum(lm.streams)
@@ -109,11 +110,7 @@ class _Batch:
         rows, device = list(decoder.rows), self.uniforms.device
         stages = {row: self.cursors[row].stage for row in rows}
         for step in range(self.sampling.max_new_tokens):
-            drawn = [
-                self._draw(hidden, head, rows, stream)
-                for stream, (hidden, head) in enumerate(zip(decoder.hidden, decoder.heads, strict=True))
-            ]
-            ids = [self._take(row, cells) for row, cells in zip(rows, zip(*drawn, strict=True), strict=True)]
+            ids = self._step(decoder, rows)
             growing = [
                 index
                 for index, row in enumerate(rows)
@@ -123,28 +120,35 @@ class _Batch:
                 return
             if len(growing) < len(rows):
                 rows = [rows[index] for index in growing]
-                ids = [ids[index] for index in growing]
-                decoder.keep(torch.tensor(growing, device=device))
-            decoder.step(torch.tensor(ids, device=device))
+                kept = torch.tensor(growing, device=device)
+                ids = ids[kept]
+                decoder.keep(kept)
+            decoder.step(ids)
 
-    def _draw(self, hidden, head, rows: list[int], stream: int) -> list[tuple[int, float, float]]:
-        """The rows' tokens in one stream, with log-prob and entropy."""
-        logits = all_logits(hidden, head.weight, head.bias)
-        uniforms = self.uniforms[rows, [len(self.logprobs[row]) + stream for row in rows]]
-        drawn = draw(logits, uniforms, self.sampling)
-        return list(zip(*(values.tolist() for values in drawn), strict=True))
-
-    def _take(self, row: int, cells: Sequence[tuple[int, float, float]]) -> list[int]:
-        """Give a row the cells of a step, forced or sampled; returns what goes into the model next."""
-        ids = []
-        for forced, (token, logprob, entropy) in zip(self.cursors[row].forced(), cells, strict=True):
-            if forced is not None:
-                token, logprob, entropy = forced, 0.0, 0.0
-            ids.append(token)
-            self.logprobs[row].append(logprob)
-            self.entropies[row].append(entropy)
-        self.cursors[row].push(*ids)
-        return ids
+    def _step(self, decoder, rows: list[int]) -> torch.Tensor:
+        """Give the rows the cells of a step, forced or sampled, stream by stream; int64 [rows, streams]."""
+        device = self.uniforms.device
+        forced = [[-1 if id is None else id for id in self.cursors[row].forced()] for row in rows]
+        forced = torch.tensor(forced, device=device)
+        places = torch.tensor([len(self.logprobs[row]) for row in rows], device=device)
+        numbers = torch.tensor(rows, device=device)
+        ids: list[torch.Tensor] = []
+        values = []
+        for stream, head in enumerate(decoder.heads):
+            known = stream < len(decoder.hidden)
+            hidden = decoder.hidden[stream] if known else decoder.deeper(torch.stack(ids, 1))
+            logits = all_logits(hidden, head.weight, head.bias)
+            drawn, *measured = draw(logits, self.uniforms[numbers, places + stream], self.sampling)
+            free = forced[:, stream] < 0
+            ids.append(torch.where(free, drawn, forced[:, stream]))
+            values.append(torch.stack([torch.where(free, value, 0.0) for value in measured]))
+        cells = torch.stack(ids, 1)
+        logprobs, entropies = torch.stack(values, -1).tolist()
+        for row, ids_of, logprob, entropy in zip(rows, cells.tolist(), logprobs, entropies, strict=True):
+            self.logprobs[row] += logprob
+            self.entropies[row] += entropy
+            self.cursors[row].push(*ids_of)
+        return cells
 
     def _rollout(self, row: int) -> Rollout:
         cursor = self.cursors[row]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from elocute.data.types import Utterance
-from elocute.models import TtsLM
+from elocute.models import SpeechLM
 from elocute.rollout.sampler import Sampling, sample_groups
 from elocute.rollout.seeds import seed_of
 
@@ -23,7 +23,7 @@ class Spoken:
 
 
 def speak(
-    lm: TtsLM,
+    lm: SpeechLM,
     asked: Sequence[tuple[str, Mapping[str, str]]],
     *,
     seed: int,
@@ -32,7 +32,8 @@ def speak(
     batch: int = 16,
     names: Sequence[str] = (),
 ) -> list[Spoken]:
-    """Speak each (text, labels) once, in order. How one is spoken depends on it and the seed, not on the others.
+    """Speak each (text, labels) once, in order; how depends on it and the seed, not on the others. lm: one that reads
+    aloud.
 
     max_new_tokens: default LONGEST, or what the model's context leaves. names: one each, on which it depends too, so
     that the same text and labels are not spoken alike. InputError for what cannot be spoken.
@@ -40,7 +41,7 @@ def speak(
     spoken = []
     for start in range(0, len(asked), batch):
         piece = asked[start : start + batch]
-        prompts = [lm.template.ids(text, labels) for text, labels in piece]
+        prompts = [lm.template.encode(text, labels) for text, labels in piece]
         seeds = [[seed_of(seed, "speak", text, *sorted(f"{k}={v}" for k, v in of.items()))] for text, of in piece]
         if names:
             seeds = [[seed_of(own, name)] for [own], name in zip(seeds, names[start : start + batch], strict=True)]
@@ -51,6 +52,6 @@ def speak(
     return spoken
 
 
-def room(lm: TtsLM, longest_prompt: int) -> int:
+def room(lm: SpeechLM, longest_prompt: int) -> int:
     """How many tokens an answer to a prompt of so many may have, where nobody says: LONGEST, if they fit."""
     return LONGEST if lm.context is None else max(1, min(LONGEST, lm.context - longest_prompt))

@@ -1,10 +1,12 @@
 """Waveform ⇄ units. A new codec is a file here, and one line where `load_codec` chooses."""
 
+import json
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from elocute.errors import InputError
 from elocute.speech.codec import StarterCodec
 
 
@@ -42,4 +44,31 @@ def load_codec(folder: str | Path) -> Codec:
         from elocute.speech.starter_units import StarterUnits
 
         return StarterUnits.load(folder)
+    if (folder / "config.json").is_file():  # transformers' own, which bring transformers
+        return _published(folder)
     return StarterCodec.load(folder)
+
+
+def _published(folder: Path) -> Codec:
+    kind = model_type(folder)
+    if kind == "mimi":
+        from elocute.speech.mimi import MimiCodec
+
+        return MimiCodec.load(folder)
+    if kind == "xcodec2":
+        from elocute.speech.xcodec2 import XCodec2
+
+        return XCodec2.load(folder)
+    if kind == "dac":
+        from elocute.speech.dac import Dac
+
+        return Dac.load(folder)
+    raise InputError(f"{folder}/config.json: model_type: expected a codec's, mimi, xcodec2 or dac, got {kind!r}")
+
+
+def model_type(folder: Path) -> str | None:
+    """What a codec in transformers' layout says it is; None where there is no such config.json."""
+    try:
+        return json.loads((folder / "config.json").read_text())["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -20,6 +20,7 @@ from transformers import HubertModel
 
 from elocute.data.audio import resample
 from elocute.data.digest import digest_file
+from elocute.data.files import read_json
 from elocute.errors import InputError
 from elocute.speech.codec import nearest
 from elocute.speech.repeats import merge_repeats
@@ -128,11 +129,7 @@ def _digest(files: tuple[Path, ...], reading: Reading) -> str:
 
 def _check_type(config: Path) -> None:
     """transformers would read any folder as a HuBERT and fill what is missing with noise."""
-    try:
-        kind = json.loads(config.read_text()).get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{config}: not the config of a model: {error}") from error
-    if kind != "hubert":
+    if (kind := read_json(config, "the config of a model").get("model_type")) != "hubert":
         raise InputError(f"{config}: model_type: expected hubert, got {kind!r}")
 
 

@@ -63,16 +63,26 @@ def n_features(samples: int) -> int:
     return ceil(_n_frames(samples) / STRIDE)
 
 
-def fbank(waveform: Tensor, dither: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
-    """float32 [samples] at 16 kHz → log-mel float32 [1 + (samples − 400) // 160, 80]."""
+def fbank(
+    waveform: Tensor, dither: float = 0.0, generator: torch.Generator | None = None, window: Tensor | None = None
+) -> Tensor:
+    """float32 [samples] at 16 kHz → log-mel float32 [1 + (samples − 400) // 160, 80].
+
+    window: float32 [400], Hamming's if None.
+    """
     frames = (waveform * 32768).unfold(0, _FRAME, _HOP)
     if dither:
         frames = frames + dither * torch.randn(frames.shape, generator=generator)
     frames = frames - frames.mean(1, keepdim=True)
     frames = frames - 0.97 * torch.cat([frames[:, :1], frames[:, :-1]], 1)
-    frames = frames * torch.hamming_window(_FRAME, periodic=False)
+    frames = frames * (torch.hamming_window(_FRAME, periodic=False) if window is None else window)
     power = torch.fft.rfft(frames, _FFT).abs().pow(2)[:, :-1]
     return (power @ mel_triangles().T).clamp(min=torch.finfo(torch.float32).eps).log()
+
+
+def povey_window() -> Tensor:
+    """float32 [400]: Kaldi's own, Hann's to the power of 0.85."""
+    return torch.hann_window(_FRAME, periodic=False).pow(0.85)
 
 
 def mel_triangles() -> Tensor:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from elocute.data.files import read_json
 from elocute.errors import InputError
 from elocute.speech.codec import BrokenUnits
 from elocute.speech.hubert import HubertUnits, Reading
@@ -72,11 +73,8 @@ class UnitCodec:
 
 
 def _read_settings(file: Path) -> dict:
-    try:
-        said = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: not the JSON of a unit codec: {error}") from error
-    if not isinstance(said, dict) or said.get("format") != _FORMAT:
+    said = read_json(file, "the JSON of a unit codec")
+    if said.get("format") != _FORMAT:
         raise InputError(f"{file}: format: expected {_FORMAT!r}")
     if unknown := set(said) - {"format", *_PATHS, *_DEFAULT}:
         raise InputError(f"{file}: {sorted(unknown)[0]}: unknown key")

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from elocute.data.files import read_json
 from elocute.errors import InputError
 from elocute.speech.torch_file import read_torch
 
@@ -138,11 +139,8 @@ def folded(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _read_config(file: Path) -> dict:
-    try:
-        said = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: not the JSON of a unit vocoder: {error}") from error
-    if missing := [key for key in _NEEDED if not (isinstance(said, dict) and said.get(key))]:
+    said = read_json(file, "the JSON of a unit vocoder")
+    if missing := [key for key in _NEEDED if not said.get(key)]:
         raise InputError(f"{file}: {missing[0]}: missing (a unit HiFi-GAN with a duration predictor has it)")
     if more := [key for key in _CONDITIONS if said.get(key)]:
         raise InputError(f"{file}: {more[0]}: expected a vocoder of one voice and style, without pitch input")

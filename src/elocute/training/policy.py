@@ -130,7 +130,10 @@ def load_policy(recipe: Recipe) -> Policy:
         raise InputError(f"{recipe.model}: objective.kl.estimator: the model's head has a bias; expected k3")
     if recipe.lora:
         config = LoraConfig(
-            r=recipe.lora.rank, lora_alpha=recipe.lora.alpha, target_modules=recipe.lora.targets, lora_dropout=0.0
+            r=recipe.lora.rank,
+            lora_alpha=recipe.lora.alpha,
+            target_modules=lm.lora_modules(recipe.lora.targets),
+            lora_dropout=0.0,
         )
         try:
             torch.manual_seed(recipe.seed)  # LoRA's A matrices start at random
@@ -140,6 +143,8 @@ def load_policy(recipe: Recipe) -> Policy:
         if not all(isinstance(head, torch.nn.Linear) for head in lm.heads()):
             raise InputError("lora.targets: the vocabulary head cannot carry an adapter: its weight is what scores")
     freeze(lm.model, recipe.freeze)
+    for name, parameter in lm.model.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and not lm.idle(name))
     if recipe.gradient_checkpointing:
         lm.model.train()  # transformers recomputes activations in train mode only
         lm.core().gradient_checkpointing_enable({"use_reentrant": False})

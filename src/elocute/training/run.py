@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 
+from elocute.data.rows import read_rows
 from elocute.data.types import Example
 from elocute.errors import InputError
 from elocute.evaluation.evaluate import evaluate, read_eval, read_eval_rows, write_eval
 from elocute.evaluation.independent import check_label_listeners
 from elocute.evaluation.read_aloud import evaluate_aloud, read_rows_to_read
-from elocute.models import TtsLM, kind_of
+from elocute.models import reads_aloud
 from elocute.recipe import Recipe
 from elocute.rollout import Sampling
 from elocute.training.trainer import Trainer
@@ -36,9 +37,9 @@ def run(recipe: Recipe, *, resume: bool = False, progress: Progress = lambda *_:
 def read_held_out(recipe: Recipe) -> list[Example]:
     """The rows of data.eval, checked: what the recipe's kind of model is evaluated on; none without data.eval."""
     data, how = recipe.data.eval, recipe.evaluation
-    reads = kind_of(recipe.model) == "tts"
+    reads = reads_aloud(recipe.model, read_rows(data) if data else ())
     if how.labels and not (data and reads):
-        raise InputError("evaluation.labels: expected only for a TTS model, and with data.eval")
+        raise InputError("evaluation.labels: expected only for a model that reads data.eval aloud")
     if data is None:
         return []
     if not reads:
@@ -56,7 +57,7 @@ def evaluate_once(trainer: Trainer, examples: Sequence[Example], moment: str, pr
         how, longest = recipe.evaluation, recipe.rollout.max_new_tokens
         shared = {"earlier": earlier, "data": recipe.data.eval, "samples": folder.samples, "seed": recipe.seed}
         shared |= {"model": recipe.model if moment == "before" else folder.model, "ear": how.ear, "batch": how.batch}
-        if isinstance(trainer.lm, TtsLM):
+        if reads_aloud(recipe.model, examples):
             values = evaluate_aloud(
                 trainer.lm,
                 examples,

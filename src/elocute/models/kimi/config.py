@@ -6,6 +6,7 @@ from pathlib import Path
 from huggingface_hub.errors import StrictDataclassError
 from transformers import Qwen2Config
 
+from elocute.data.files import read_json
 from elocute.errors import InputError
 
 ARCHITECTURE = "MoonshotKimiaForCausalLM"
@@ -54,12 +55,8 @@ class KimiConfig(Qwen2Config):
 def read_published(folder: Path) -> dict:
     """config.json as it stands, of a folder that holds a Kimi-Audio. InputError for any other."""
     file = Path(folder) / "config.json"
-    try:
-        said = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: not the config of a Kimi-Audio: {error}") from error
-    named = said.get("architectures") if isinstance(said, dict) else None
-    if named != [ARCHITECTURE]:  # model_type is not the same in all copies
+    said = read_json(file, "the config of a Kimi-Audio")
+    if (named := said.get("architectures")) != [ARCHITECTURE]:  # model_type is not the same in all copies
         raise InputError(f"{file}: architectures: expected [{ARCHITECTURE!r}], got {named!r}")
     return said
 

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from elocute.data.shards import INDEX, SINGLE, Shards, check_fit, without_weights
 from elocute.errors import InputError
 from elocute.models.kimi.config import KimiConfig, read_config, read_published
 from elocute.models.kimi.network import KimiForCausalLM, VQAdaptor
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _COMPUTED = ".self_attn.rotary_emb.inv_freq"
 _SMALL = 16 << 20
 
@@ -63,13 +63,9 @@ def load_network(folder: str | Path, *, dtype: torch.dtype | str = torch.float32
 def load_adaptor(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> VQAdaptor:
     """The adaptor of Whisper's features alone."""
     folder = Path(folder)
-    config, published = check_network(folder)
-    adaptor, prefix = VQAdaptor(config), "model.vq_adaptor."
-    state = {}
-    for name in adaptor.state_dict():
-        with _opened(folder / published.places[prefix + name]) as file:
-            state[name] = file.get_tensor(prefix + name)
-    adaptor.load_state_dict(state)
+    config, _ = check_network(folder)
+    adaptor = VQAdaptor(config)
+    adaptor.load_state_dict(Shards.open(folder).read("model.vq_adaptor."))
     return adaptor.to(dtype).eval()
 
 
@@ -99,61 +95,15 @@ def save_network(network: KimiForCausalLM, folder: str | Path) -> None:
 
 def check_network(folder: Path) -> tuple[KimiConfig, Published]:
     """Read all but the weights themselves, and compare names and shapes. InputError for what is not as it must be."""
-    config = read_config(folder)
-    places = _places(folder)
-    shapes, computed = _shapes(folder, places)
-    with torch.device("meta"):
-        wanted = {name: list(tensor.shape) for name, tensor in KimiForCausalLM(config).state_dict().items()}
-    if lacking := sorted(wanted.keys() - shapes.keys()):
-        raise InputError(f"{folder}: the weights lack {lacking[0]}")
-    if strange := sorted(shapes.keys() - wanted.keys()):
-        raise InputError(f"{folder}: the weights hold {strange[0]}, for which config.json has no place")
-    for name, shape in wanted.items():
-        if shapes[name] != shape:
-            raise InputError(f"{folder}: {name}: config.json asks for {shape}, the weights hold {shapes[name]}")
+    config, shards = read_config(folder), Shards.open(folder)
+    computed = {name: shards.read(name)[""] for name in shards.names() if name.endswith(_COMPUTED)}
+    shapes = shards.shapes("", skip=tuple(computed))
+    check_fit(without_weights(lambda: KimiForCausalLM(config)), shapes, str(folder))
     _check_rotary(folder, config, computed)
+    named = {INDEX, "config.json", *shards.files.values()}
     small = (file for file in folder.iterdir() if file.is_file() and file.stat().st_size <= _SMALL)
-    beside = {
-        file.name: file.read_bytes() for file in small if file.name not in {INDEX, "config.json", *places.values()}
-    }
-    return config, Published(places, computed, read_published(folder), beside)
-
-
-def _places(folder: Path) -> dict[str, str]:
-    """Tensor → file name, as the index says, or all in one file where there is none."""
-    index = folder / INDEX
-    if not index.is_file():
-        if not (folder / SINGLE).is_file():
-            raise InputError(f"{index}: expected, it names the files of the weights")
-        with _opened(folder / SINGLE) as file:
-            return dict.fromkeys(file.keys(), SINGLE)
-    try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = set(places.values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{index}: not the index of a model's weights: {error}") from error
-    for name in sorted(names):
-        if not isinstance(name, str) or Path(name).name != name:
-            raise InputError(f"{index}: expected names of files beside it, got {name!r}")
-        if not (folder / name).is_file():
-            raise InputError(f"{folder / name}: missing, {INDEX} names it")
-    return places
-
-
-def _shapes(folder: Path, places: dict[str, str]) -> tuple[dict[str, list[int]], dict[str, torch.Tensor]]:
-    """The shapes of the weights, without reading them, and the rotary frequencies stored between them."""
-    shapes, computed = {}, {}
-    for place in sorted(set(places.values())):
-        with _opened(folder / place) as file:
-            inside = set(file.keys())
-            for name in (name for name in places if places[name] == place):
-                if name not in inside:
-                    raise InputError(f"{folder / place}: lacks {name}, which {INDEX} says it holds")
-                if name.endswith(_COMPUTED):
-                    computed[name] = file.get_tensor(name)
-                else:
-                    shapes[name] = list(file.get_slice(name).get_shape())
-    return shapes, computed
+    beside = {file.name: file.read_bytes() for file in small if file.name not in named}
+    return config, Published(shards.files, computed, read_published(folder), beside)
 
 
 def _check_rotary(folder: Path, config: KimiConfig, computed: dict[str, torch.Tensor]) -> None:
@@ -167,10 +117,3 @@ def _check_rotary(folder: Path, config: KimiConfig, computed: dict[str, torch.Te
             raise InputError(
                 f"{folder}: rope_theta: config.json says {theta:g}, which does not fit the weights' {name}{other}"
             )
-
-
-def _opened(file: Path):
-    try:
-        return safe_open(file, framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{file}: not a safetensors file: {error}") from error

@@ -6,11 +6,11 @@ that no message can end a turn. Text is not normalised (the original's way with 
 """
 
 import base64
-import json
 from pathlib import Path
 
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
+from elocute.data.files import read_json
 from elocute.errors import InputError
 
 PATTERN = (
@@ -77,10 +77,10 @@ def _read_ranks(file: Path) -> dict[bytes, int]:
 
 
 def _read_special(file: Path, n_base: int) -> dict[str, int]:
+    said = read_json(file, "a tokenizer's config").get("added_tokens_decoder")
     try:
-        said = json.loads(file.read_text(encoding="utf-8"))["added_tokens_decoder"]
         special = {token["content"]: int(id) for id, token in said.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file}: added_tokens_decoder: expected id → {{content: name}}: {error}") from error
     if len(special) != len(said):
         raise InputError(f"{file}: added_tokens_decoder: a name stands there twice")

@@ -3,12 +3,12 @@
 The originals' defaults stand where config.json may be silent. Other sizes, ids and flags come from the file.
 """
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from transformers import LlamaConfig, Qwen2Config, WhisperConfig
 
+from elocute.data.files import read_json
 from elocute.errors import InputError
 
 _LLM_KEYS = (
@@ -95,13 +95,9 @@ class MiniCPMOConfig:
     def read(cls, folder: str | Path) -> "MiniCPMOConfig":
         """InputError unless it is the config.json of a MiniCPM-o 2.6 with speech."""
         file = Path(folder) / "config.json"
-        try:
-            said = json.loads(file.read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(f"{file}: not the config.json of a MiniCPM-o 2.6: {error}") from error
-        if not isinstance(said, dict) or said.get("model_type") != "minicpmo":
-            found = said.get("model_type") if isinstance(said, dict) else None
-            raise InputError(f"{file}: model_type: expected minicpmo (MiniCPM-o 2.6), got {found!r}")
+        said = read_json(file, "the config.json of a MiniCPM-o 2.6")
+        if said.get("model_type") != "minicpmo":
+            raise InputError(f"{file}: model_type: expected minicpmo (MiniCPM-o 2.6), got {said.get('model_type')!r}")
         for key in ("hidden_size", "vocab_size", "audio_config", "tts_config"):
             if not said.get(key):
                 raise InputError(f"{file}: {key}: missing")

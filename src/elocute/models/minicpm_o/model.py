@@ -68,6 +68,10 @@ class MiniCPMO(nn.Module):
             if network is not None:
                 network.gradient_checkpointing_enable(how)
 
+    def enable_input_require_grads(self) -> None:
+        """Let gradients begin at the LLM's embeddings, though they are frozen; the decoder's begin at its voice."""
+        self.llm.enable_input_require_grads()
+
 
 def open_folder(folder: str | Path) -> tuple[MiniCPMOConfig, Shards]:
     """A folder's config and where its weights lie. InputError for another model's, and for names of no known part."""

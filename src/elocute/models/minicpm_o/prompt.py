@@ -59,6 +59,21 @@ class ControlTokens:
         return self.im_end, self.endoftext
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """ids int64 [P]; mels: the log-mel pieces [mel, F] of each recording in it, which the encoder hears.
+
+    given int64 [N]: what the answer has to write, to its end, where that is not the LLM's to choose.
+    """
+
+    ids: torch.Tensor
+    mels: tuple[tuple[torch.Tensor, ...], ...] = ()
+    given: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
 def load_tokenizer(folder: str | Path, config: MiniCPMOConfig) -> tuple[PreTrainedTokenizerFast, ControlTokens]:
     """The LLM's tokenizer. InputError unless it has the control tokens and the LLM an embedding for every id."""
     folder = Path(folder)

@@ -7,12 +7,12 @@
     qwen2_mtp_sensevoice  Qwen2MTPSenseVoiceForCausalLM  Plus: the user's audio is SenseVoice's features
 """
 
-import json
 from pathlib import Path
 
 from huggingface_hub.dataclasses import strict
 from transformers import Qwen2Config
 
+from elocute.data.files import read_json
 from elocute.errors import InputError
 
 
@@ -51,21 +51,10 @@ _CLASSES = {kind.model_type: kind for kind in (VitaConfig, VitaPlusConfig)}
 _ARCHITECTURES = {"Qwen2MTPForCausalLM": "qwen2_mtp", "Qwen2MTPSenseVoiceForCausalLM": "qwen2_mtp_sensevoice"}
 
 
-def read_json(file: Path) -> dict:
-    """A JSON file that holds an object. InputError for anything else."""
-    try:
-        said = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: not readable as JSON: {error}") from error
-    if not isinstance(said, dict):
-        raise InputError(f"{file}: expected a JSON object")
-    return said
-
-
 def read_config(folder: Path) -> VitaConfig:
     """config.json of a published folder. InputError when it is that of another model, or makes no sense."""
     file = folder / "config.json"
-    said = read_json(file)
+    said = read_json(file, "the config of a VITA-Audio")
     kind = _kind(file, said)
     try:
         config = _CLASSES[kind](**{key: value for key, value in said.items() if key != "model_type"})
@@ -96,11 +85,15 @@ def _kind(file: Path, said: dict) -> str:
 
 
 def read_mode(folder: Path, config: VitaConfig) -> list[int]:
-    """`mtp_inference_mode` of generation_config.json (see `decoding.stages`); the original's default is [1, n_mtp]."""
+    """`mtp_inference_mode` of generation_config.json (see `decoding`); the original's default is [1, n_mtp]."""
+    said = published_mode(folder)
+    return [1, config.n_mtp] if said is None else said
+
+
+def published_mode(folder: Path) -> list[int] | None:
+    """The same, None where the file or the key is not there."""
     file = folder / "generation_config.json"
-    mode = read_json(file).get("mtp_inference_mode") if file.is_file() else None
-    if mode is None:
-        return [1, config.n_mtp]
-    if not (isinstance(mode, list) and all(type(count) is int for count in mode)):
+    mode = read_json(file, "a generation config").get("mtp_inference_mode") if file.is_file() else None
+    if mode is not None and not (isinstance(mode, list) and all(type(count) is int for count in mode)):
         raise InputError(f"{file}: mtp_inference_mode: expected a list of whole numbers, got {mode!r}")
     return mode

@@ -11,14 +11,19 @@ The schedule counts tokens and is blind to what they are.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import chain, repeat
+from itertools import chain, islice, repeat
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from elocute.errors import InputError
+from elocute.models.vita.config import VitaConfig, read_mode
 from elocute.models.vita.network import VitaForCausalLM
+
+MODES = {"turbo": [1, 10], "boost": [1, 10, 4, 10], "balance": [1, 4, 3, 8, 4, 10]}
+"""The original's by name; its Vanilla, [8192, 0], is "off"."""
 
 
 def check_mode(mode: Sequence[int]) -> None:
@@ -28,6 +33,30 @@ def check_mode(mode: Sequence[int]) -> None:
             "mtp_inference_mode: expected pairs [main, mtp, main, mtp …] of counts, the first and the sum of the last "
             f"pair at least 1, got {list(mode)}"
         )
+
+
+def sampling_mode(folder: Path, config: VitaConfig, said: str | Sequence[int] | None) -> list[int] | None:
+    """The schedule by which a folder's answers are sampled, or None: by the main head alone.
+
+    said: "off", one of MODES or a schedule; None: what generation_config.json says. InputError for anything else, and
+    for multi-token prediction that the model does not have.
+    """
+    if said == "off" or (said is None and not config.n_mtp):
+        return None
+    if isinstance(said, str) and said not in MODES:
+        raise InputError(f"mtp: expected off, {', '.join(MODES)} or a list of counts, got {said!r}")
+    mode = read_mode(folder, config) if said is None else MODES[said] if isinstance(said, str) else said
+    if not (isinstance(mode, list) and all(type(count) is int for count in mode)):
+        raise InputError(f"mtp: expected off, {', '.join(MODES)} or a list of counts, got {mode!r}")
+    check_mode(mode)
+    if not config.n_mtp:
+        raise InputError(f"mtp: expected off, the model has no multi-token prediction; got {said!r}")
+    return mode if deepest_of(mode, config.n_mtp) else None
+
+
+def deepest_of(mode: Sequence[int], n_mtp: int) -> int:
+    """The last depth that ever says a token; 0: the main head says all."""
+    return max(islice(depths_of(mode, n_mtp), sum(mode) + n_mtp + 1))  # a last pair [0, n] is one run without an end
 
 
 def depths_of(mode: Sequence[int], n_mtp: int) -> Iterator[int]:

@@ -26,6 +26,18 @@ def check_ratio(ratio: Sequence[int]) -> None:
         )
 
 
+def read_ratio(mode: Sequence[int] | None) -> Sequence[int]:
+    """The ratio that a folder was trained with: its `mtp_inference_mode`, for training sets it to that.
+
+    Where there is none, or one without speech as [8192, 0], the default.
+    """
+    try:
+        check_ratio(mode or ())
+    except InputError:
+        return DEFAULT_RATIO
+    return mode
+
+
 def interleave(
     content: Sequence[int], begin: int, end: int, ratio: Sequence[int] = DEFAULT_RATIO, *, where: str = "the answer"
 ) -> list[int]:

@@ -97,18 +97,23 @@ class VitaForCausalLM(Qwen2ForCausalLM):
         return self.model.norm(x)
 
     def depths(
-        self, ids: Tensor, hidden: Tensor, position_ids: Tensor | None = None, attention_mask: Tensor | None = None
+        self,
+        ids: Tensor,
+        hidden: Tensor,
+        position_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        deepest: int | None = None,
     ) -> list[Tensor]:
         """All depths in parallel: ids [B, T] and the trunk's h_0 [B, T, D] → [h_0, h_1 …], h_d [B, T − d, D].
 
         Row p of h_d has read the tokens 0 … p + d and predicts token p + d + 1. A row of the batch is one sequence;
-        attention_mask [B, T] marks padding, on either side, and without position_ids they count from 0.
-        T > n_mtp is needed for every depth to have a row.
+        attention_mask [B, T] marks padding, on either side, and without position_ids they count from 0. deepest: the
+        last depth that is asked for, default n_mtp; T must be greater, for every depth to have a row.
         """
         if position_ids is None:
             position_ids = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         embeds, states = self.model.embed_tokens(ids), [hidden]
-        for depth in range(1, self.n_mtp + 1):
+        for depth in range(1, (self.n_mtp if deepest is None else deepest) + 1):
             valid = None if attention_mask is None else attention_mask[:, :-depth] * attention_mask[:, depth:]
             states.append(self.mtp(depth, states[-1][:, :-1], embeds[:, depth:], position_ids[:, depth:], valid))
         return states
@@ -152,7 +157,12 @@ def write_audio(embeds: Tensor, where: Tensor, features: Tensor) -> Tensor:
 
 def is_mtp(name: str, n_main: int) -> bool:
     """Whether a parameter of this name belongs to multi-token prediction alone (norm, head and embeddings do not)."""
+    return depth_of(name, n_main) > 0
+
+
+def depth_of(name: str, n_main: int) -> int:
+    """The depth that the parameter of this name belongs to alone; 0 where it is none's."""
+    if module := re.search(r"(?:^|\.)mtp_(?:projs|embed_norms|hidden_norms)\.(\d+)\.", name):
+        return int(module[1]) + 1
     layer = re.search(r"(?:^|\.)layers\.(\d+)\.", name)
-    return bool(re.search(r"(?:^|\.)mtp_(?:projs|embed_norms|hidden_norms)\.", name)) or bool(
-        layer and int(layer[1]) >= n_main
-    )
+    return max(0, int(layer[1]) - n_main + 1) if layer else 0

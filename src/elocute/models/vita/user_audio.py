@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from elocute.data.shards import Shards
 from elocute.errors import InputError
 from elocute.models.vita.config import read_config
-from elocute.models.vita.weights import AUDIO, Checkpoint
+from elocute.models.vita.weights import AUDIO
 from elocute.recipe.load import read_yaml
 from elocute.speech.kaldi import WIDTH, FrontEnd, n_features
 from elocute.speech.sensevoice import QUERIES, SenseVoice
@@ -57,13 +58,10 @@ class UserAudio(nn.Module):
             raise InputError(f"{folder}: {config.model_type} hears units; only a Plus folder has an audio encoder")
         front_end = FrontEnd.load(folder / "am.mvn", dither)
         heads = _read_geometry(folder / "config.yaml")
-        checkpoint = Checkpoint(folder)
-        state = checkpoint.read([name for name in checkpoint.shapes if name.startswith(AUDIO)], dtype)
-        parts = {
-            prefix: {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-            for prefix in (_ENCODER, _PROJECTOR)
-        }
-        if strange := sorted(name for name in state if not name.startswith(tuple(parts))):
+        shards = Shards.open(folder)
+        parts = {prefix: shards.read(prefix, dtype) for prefix in (_ENCODER, _PROJECTOR)}
+        heard = [name for prefix in AUDIO for name in shards.names(prefix)]
+        if strange := [name for name in heard if not name.startswith(tuple(parts))]:
             raise InputError(f"{folder}: the weights hold {strange[0]}, for which the audio encoder has no place")
         try:
             encoder = SenseVoice.from_published(parts[_ENCODER], heads)

@@ -1,95 +1,30 @@
 """A published folder's weights: safetensors, whole or in shards with an index, read part by part and written whole."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from elocute.data.files import write_atomically
-from elocute.errors import InputError
-from elocute.models.vita.config import VitaConfig, read_config, read_json
+from elocute.data.shards import INDEX, Shards, check_fit, without_weights
+from elocute.models.vita.config import VitaConfig, read_config
 from elocute.models.vita.network import VitaForCausalLM
 
 AUDIO = ("model.audio_model.", "model.audio_projection.")
 """Where the weights of a Plus folder's user audio begin: the LLM is loaded without them, and they without it."""
-INDEX = "model.safetensors.index.json"
 _BESIDE = {".json", ".jinja", ".txt", ".model", ".mvn", ".yaml", ".py"}
 """What else a published folder holds: tokenizer, the audio encoder's statistics, the original's code (never run)."""
-
-
-class Checkpoint:
-    """The weights of a folder by name; `shapes` is known from the files' headers, nothing is read before `read`.
-
-    InputError for a folder without weights, a missing or damaged shard, an index that does not tell the truth.
-    """
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        index = folder / INDEX
-        named: dict[str, str] | None = None
-        if index.is_file():
-            named = read_json(index).get("weight_map")
-            if not (isinstance(named, dict) and all(isinstance(file, str) for file in named.values())):
-                raise InputError(f"{index}: weight_map: expected every weight's file")
-        files = sorted(set(named.values())) if named is not None else ["model.safetensors"]
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self._file_of: dict[str, Path] = {}
-        for file in files:
-            self._read_header(folder / file)
-        if named is not None and (wrong := sorted(set(named) ^ set(self.shapes))):
-            there = "in a shard but not in it" if wrong[0] in self.shapes else "in no shard"
-            raise InputError(f"{index}: {wrong[0]} is {there}")
-
-    def _read_header(self, file: Path) -> None:
-        if not file.is_file():
-            raise InputError(f"{file}: weights: expected this file, it is not there")
-        try:
-            with safe_open(file, "pt") as shard:
-                for name in shard.keys():
-                    self.shapes[name] = tuple(shard.get_slice(name).get_shape())
-                    self._file_of[name] = file
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{file}: not a whole safetensors file: {error}") from error
-
-    def check(self, expected: Mapping[str, tuple[int, ...]], *, spare: tuple[str, ...] = ()) -> None:
-        """InputError unless there are exactly these weights, of these shapes; names that begin as in `spare` may be."""
-        for name, shape in expected.items():
-            if name not in self.shapes:
-                raise InputError(f"{self.folder}: the weights lack {name}")
-            if self.shapes[name] != shape:
-                raise InputError(
-                    f"{self.folder}: {name}: expected shape {list(shape)} by config.json, got {list(self.shapes[name])}"
-                )
-        strange = sorted(name for name in self.shapes if name not in expected and not name.startswith(spare))
-        if strange:
-            raise InputError(f"{self.folder}: the weights hold {strange[0]}, for which config.json has no place")
-
-    def read(self, names: Iterable[str], dtype: torch.dtype | str) -> dict[str, Tensor]:
-        """Weights by name, in a dtype or, "auto", in their own."""
-        state: dict[str, Tensor] = {}
-        by_file: dict[Path, list[str]] = {}
-        for name in names:
-            by_file.setdefault(self._file_of[name], []).append(name)
-        for file, wanted in by_file.items():
-            with safe_open(file, "pt") as shard:
-                for name in wanted:
-                    tensor = shard.get_tensor(name)
-                    state[name] = tensor if dtype == "auto" else tensor.to(dtype)
-        return state
 
 
 def check_network(folder: str | Path) -> VitaConfig:
     """Check an LLM's config and its weights' names and shapes; nothing is allocated. InputError says what is wrong."""
     folder = Path(folder)
     config = read_config(folder)
-    with torch.device("meta"):
-        network = VitaForCausalLM(config)
-    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    Checkpoint(folder).check(shapes, spare=AUDIO if config.hears_features else ())
+    shapes = Shards.open(folder).shapes("", skip=AUDIO if config.hears_features else ())
+    check_fit(without_weights(lambda: VitaForCausalLM(config)), shapes, str(folder))
     return config
 
 

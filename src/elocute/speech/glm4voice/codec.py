@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from elocute.data.files import read_json
 from elocute.errors import InputError
 from elocute.speech.codec import BrokenUnits
 from elocute.speech.glm4voice.decoder import STEPS, SpeechDecoder
-from elocute.speech.glm4voice.files import read_json
 from elocute.speech.glm4voice.tokenizer import SpeechTokenizer
 
 SETTINGS = "glm4voice_codec.json"
@@ -70,7 +70,7 @@ class Glm4VoiceCodec:
 
 
 def _read_settings(file: Path) -> dict:
-    said = read_json(file)
+    said = read_json(file, "the settings of a GLM-4-Voice codec")
     if said.get("format") != _FORMAT:
         raise InputError(f"{file}: format: expected {_FORMAT!r}")
     if unknown := set(said) - {"format", "steps", *_PATHS}:

@@ -1,6 +1,5 @@
 """Published files, read as data: nothing in them is run, nothing in them is constructed."""
 
-import json
 import re
 import shutil
 from collections.abc import Iterable
@@ -60,16 +59,6 @@ def _resolved(value, top: dict, file: Path):
     if isinstance(target, (str, int, float)) and not isinstance(target, _Reference):
         return target
     raise InputError(f"{file}: !ref {value}: expected <key> with a value at the top of the file")
-
-
-def read_json(file: Path) -> dict:
-    try:
-        said = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: not JSON that can be read: {error}") from error
-    if not isinstance(said, dict):
-        raise InputError(f"{file}: expected a JSON object")
-    return said
 
 
 def read_safetensors(file: Path) -> dict[str, torch.Tensor]:

@@ -26,8 +26,9 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
 from elocute.data.audio import resample
 from elocute.data.digest import digest_file
+from elocute.data.files import read_json
 from elocute.errors import InputError
-from elocute.speech.glm4voice.files import copy_files, fill, read_json, read_safetensors
+from elocute.speech.glm4voice.files import copy_files, fill, read_safetensors
 
 _ALGORITHM = "elocute-glm4voice-units-1"
 """Part of the digest: a change below that changes units must change it."""
@@ -165,7 +166,7 @@ class SpeechTokenizer:
 
 
 def _read_config(file: Path) -> WhisperConfig:
-    said = read_json(file)
+    said = read_json(file, "the config of a WhisperVQ")
     for key in _SIZES:
         if type(said.get(key)) is not int or said[key] < 1:
             raise InputError(f"{file}: {key}: expected a positive number (a WhisperVQ has one), got {said.get(key)!r}")
@@ -192,7 +193,7 @@ def _built(config: WhisperConfig, file: Path) -> WhisperVQ:
 
 def _read_extractor(file: Path) -> WhisperFeatureExtractor:
     try:
-        return WhisperFeatureExtractor.from_dict(read_json(file))
+        return WhisperFeatureExtractor.from_dict(read_json(file, "the settings of Whisper's features"))
     except (TypeError, ValueError) as error:
         raise InputError(f"{file}: not the settings of Whisper's features: {' '.join(str(error).split())}") from error
 

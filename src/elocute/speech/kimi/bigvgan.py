@@ -10,7 +10,6 @@ Published as `config.json` and `model.pt`, {"generator": state} with weight norm
 the weights.
 """
 
-import json
 import math
 import shutil
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from elocute.data.files import read_json
 from elocute.errors import InputError
 from elocute.speech.kimi.torch_file import read_state
 from elocute.speech.unit_vocoder import folded
@@ -143,11 +143,8 @@ class Taps(nn.Module):
 
 
 def _read_config(file: Path) -> dict:
-    try:
-        said = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: not the config of a BigVGAN: {error}") from error
-    if missing := [key for key in _NEEDED if not (isinstance(said, dict) and said.get(key))]:
+    said = read_json(file, "the config of a BigVGAN")
+    if missing := [key for key in _NEEDED if not said.get(key)]:
         raise InputError(f"{file}: {missing[0]}: missing (a BigVGAN has it)")
     for key, expected in {"resblock": "1", "activation": "snakebeta"}.items():
         if str(said.get(key, expected)) != expected:

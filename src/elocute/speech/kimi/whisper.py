@@ -5,7 +5,6 @@ of L samples has n = (L − 1) // 1280 + 1 codes, and the first 4·n of its 1500
 one feature, at 12.5 Hz as the codes are.
 """
 
-import json
 import shutil
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from elocute.data.audio import resample
+from elocute.data.files import read_json
 from elocute.errors import InputError
 
 SAMPLE_RATE = 16000
@@ -80,12 +80,12 @@ class WhisperFeatures:
 
 
 def _read_config(file: Path) -> WhisperConfig:
+    said = read_json(file, "the config of a Whisper")
     try:
-        said = json.loads(file.read_text(encoding="utf-8"))
         if said.get("model_type") != "whisper":
             raise ValueError(f"model_type: expected whisper, got {said.get('model_type')!r}")
         config = WhisperConfig.from_dict(said)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{file}: not the config of a Whisper: {error}") from error
     if config.max_source_positions != WINDOW // 320:
         raise InputError(f"{file}: max_source_positions: expected 1500, got {config.max_source_positions}")

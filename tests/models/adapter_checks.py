@@ -1,0 +1,152 @@
+"""What the adapter of a published model must prove, whatever its streams and stages.
+
+A module of tests for one has a fixture `folder`, a tiny random checkpoint as it is published, and
+
+    class TestAdapter(AdapterChecks):
+        still = ("vpm.",)
+
+The fixtures lm, rows, prompts and groups are there for its own tests, too (conftest.py).
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from elocute.cli import app
+from elocute.data.cache import EncodedAudio
+from elocute.data.rows import read_rows
+from elocute.errors import InputError
+from elocute.models import check_model, load_model
+from elocute.models.batch import make_batch, pad_tokens
+from elocute.recipe import load_recipe
+from elocute.rollout import Sampling, sample_groups
+from elocute.training.policy import Policy
+from elocute.training.trainer import Trainer
+
+LENGTH, TEMPERATURE = 14, 0.9
+OBJECTIVES = {
+    "hybrid": "{mixing: {kind: fixed, value: 0.5}, policy_gradient: {scope: text}, sft: {scope: all}, "
+    "kl: {text: 0.1, speech: 0.1}}",
+    "dpo": "{kind: dpo, mode: offline, scope: all}",
+}
+
+
+class AdapterChecks:
+    """still: how the names of tensors begin that no training here moves. control: a token that no row may hold."""
+
+    still: tuple[str, ...] = ()
+    control = "<|im_end|>"
+
+    def tensors(self, folder: Path) -> dict[str, torch.Tensor]:
+        """All weights of a folder, those that are only computed left out."""
+        return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+    def check_run(self, folder: Path, adapters: set[str]) -> None:
+        """What else a run's model folder must have; adapters: the parameters that were trained."""
+
+    def test_the_published_folder_is_enough(self, folder, lm):
+        check_model(folder)
+        assert lm.settings == {} and not (folder / "elocute.json").exists()
+
+    @pytest.mark.parametrize("share_prompts", [True, False])
+    def test_score_is_sample(self, lm, groups, share_prompts):
+        rollouts = [rollout for group in groups for rollout in group]
+        logp = score(lm, rollouts, share_prompts=share_prompts)
+        sampled = torch.cat([rollout.logprob[rollout.tokens.action] for rollout in rollouts])
+        assert len(sampled) > len(rollouts) and (logp - sampled).abs().max() < 1e-5
+
+    def test_an_answer_does_not_depend_on_its_company(self, lm, prompts, groups):
+        """Neither how it is sampled nor how it is scored."""
+        for prompt, group in zip(prompts, groups, strict=True):
+            for rollout in group:
+                [[alone]] = sample_groups(lm, [prompt], [[rollout.seed]], Sampling(LENGTH, TEMPERATURE))
+                assert torch.equal(alone.tokens.ids, rollout.tokens.ids)
+                assert torch.allclose(alone.logprob, rollout.logprob, atol=1e-5)
+                assert (score(lm, [alone]) - rollout.logprob[rollout.tokens.action]).abs().max() < 1e-5
+
+    def test_forced_cells_are_no_actions(self, lm, groups):
+        for rollout in (rollout for group in groups for rollout in group):
+            replayed = lm.cursor(rollout.prompt)
+            cells = iter(zip(rollout.tokens.ids.tolist(), rollout.tokens.action.tolist(), strict=True))
+            while not replayed.done and (forced := replayed.forced()) and (step := take(cells, len(forced))):
+                assert [token if not action else None for token, action in step] == list(forced)
+                replayed.push(*(token for token, _ in step))
+            assert next(cells, None) is None
+            assert (rollout.logprob[~rollout.tokens.action] == 0).all() and (rollout.logprob <= 0).all()
+
+    def test_targets_are_read_back(self, lm, rows):
+        row, audio = read_rows(rows)[0], EncodedAudio(lm.codec)
+        tokens = lm.encode_target(row, audio)
+        answer = lm.layout.read(tokens.ids)
+        answer.close()
+        expected = audio.units(row.target_audio).tolist()
+        assert not answer.broken and [*map(as_list, answer.units)] == expected and tokens.action.any()
+        utterance = lm.decode(tokens.ids)
+        assert utterance.text == "hel" and len(utterance.waveform) > 0 and not utterance.broken
+
+    @pytest.mark.parametrize("objective", OBJECTIVES)
+    def test_one_step_of_lora_moves_the_adapter_and_is_saved_as_published(self, folder, rows, tmp_path, objective):
+        trainer = Trainer(recipe_of(folder, rows, tmp_path / "run", objective))
+        assert trainer.train()
+        adapters = {name: p for name, p in trainer.lm.model.named_parameters() if p.requires_grad}
+        assert all("lora_" in name for name in adapters)
+        assert max(float(p.detach().abs().max()) for name, p in adapters.items() if "lora_B" in name) > 0
+        trainer.save_model()
+        trainer.close()
+        saved, merged = tmp_path / "run/model", trainer.lm.plain_model().state_dict()
+        again = load_model(saved).model.state_dict()
+        assert all(torch.allclose(merged[name], tensor) for name, tensor in again.items())
+        before, after = self.tensors(folder), self.tensors(saved)
+        moved = {name for name in before if not torch.equal(before[name].float(), after[name].float())}
+        assert set(before) == set(after) and moved and not any(name.startswith(self.still) for name in moved)
+        self.check_run(saved, set(adapters))
+
+    def test_elocute_sample_takes_it(self, folder, rows, tmp_path):
+        words = ["sample", "recipes/starter/wavalign.yaml", f"model={folder}", f"rollout.max_new_tokens={LENGTH}"]
+        app([*words, "--data", str(rows), "-n", "2", "-o", str(tmp_path / "out")], standalone_mode=False)
+        lines = [json.loads(line) for line in (tmp_path / "out/candidates.jsonl").read_text().splitlines()]
+        assert [len(line["output"]) for line in lines] == [2] * len(read_rows(rows))
+
+    def test_control_tokens_are_refused(self, lm, tmp_path):
+        turns = [{"role": "user", "content": self.control}]
+        (tmp_path / "bad.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+        with pytest.raises(InputError) as caught:
+            lm.encode_prompt(read_rows(tmp_path / "bad.jsonl")[0], EncodedAudio(lm.codec))
+        assert "bad.jsonl:1: messages: " in str(caught.value) and self.control in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def score(lm, rollouts, *, share_prompts: bool = True) -> torch.Tensor:
+    """The actions' log-probs [N] by teacher forcing, answer by answer."""
+    tokens = pad_tokens([rollout.tokens for rollout in rollouts])
+    batch = make_batch([r.prompt for r in rollouts], [r.tokens for r in rollouts], tokens.action, "cpu")
+    with torch.no_grad():
+        return Policy(lm, share_prompts=share_prompts)(batch, TEMPERATURE)[0]
+
+
+def recipe_of(folder: Path, rows: Path, run_dir: Path, objective: str, *more: str):
+    """One step with a large learning rate; the reward is the length of what comes out."""
+    judge = "{kind: function, function: 'tests/models/adapter_checks.py:length', low: 0, high: 100}"
+    given = [
+        f"model={folder}", f"data.train={rows}", "data.eval=null", f"run_dir={run_dir}", "steps=1", "lora={rank: 4}",
+        f"objective={OBJECTIVES[objective]}", f"rewards=[{'' if objective == 'dpo' else judge}]",
+        "rollout.group_size=2", "rollout.prompts_per_step=3", f"rollout.max_new_tokens={LENGTH}",
+        "optim.warmup_steps=0", "optim.lr=0.01", "reward_mix.invalid_penalty=0",
+    ]  # fmt: skip
+    return load_recipe("recipes/starter/wavalign.yaml", [*given, *more])
+
+
+def length(completions: list) -> list[float]:
+    return [float(len(str(completion)) % 7) for completion in completions]
+
+
+def take(cells, count: int) -> list[tuple[int, bool]]:
+    return [cell for _, cell in zip(range(count), cells, strict=False)]
+
+
+def as_list(unit):
+    """A unit, or a frame of several codebooks."""
+    return list(unit) if isinstance(unit, tuple) else unit
