@@ -10,7 +10,7 @@ from pathlib import Path
 
 from elocute.recipe import Recipe
 
-COMMON = ("name", "weight", "gate")  # keys of every reward
+COMMON = ("name", "weight", "gate", "unit_credit")  # keys of every reward
 AS_REWARDS = "evaluation.labels"  # holds entries that stand under rewards
 PAGE = Path(__file__).with_name("recipe.md")
 BEGIN, END = "<!-- keys: written by make_recipe_page.py -->", "<!-- end of the keys -->"

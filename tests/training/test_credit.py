@@ -20,6 +20,7 @@ from elocute.recipe import load_recipe
 from elocute.recipe.schema import PolicyGradient
 from elocute.rewards.build import build_reward
 from elocute.rewards.combine import build_mixer
+from elocute.rewards.outcome import Invalid, Scored
 from elocute.rollout import Rollout
 from elocute.speech.codec import StarterCodec
 from elocute.training.credit import group_credit, unit_times
@@ -186,6 +187,50 @@ def test_loss_and_gradient_are_the_twins(folder, credit, normaliser):
         assert (ours.grad.double() - theirs.grad).norm() <= 3e-5 * theirs.grad.norm(), name
 
 
+def with_units(folder: Path, *overrides: str, units: str = "prosody", gate: str = ""):
+    """Words count for all tokens; how long the answer takes counts by itself, for some units."""
+    (folder / "long.py").write_text("def long(waveforms): return [len(waveform) / 16000 for waveform in waveforms]\n")
+    ear = f"{{kind: pocketsphinx, vocabulary: '{folder / 'words.txt'}'}}"
+    long = f"{{kind: function, name: long, function: '{folder / 'long.py'}:long', low: 0, high: 9, weight: 0, "
+    long += f"unit_credit: {{units: {units}, weight: 0.7}}{gate}}}"
+    return make_recipe(folder, f"rewards=[{{kind: asr, ear: {ear}}}, {long}]", *overrides)
+
+
+@pytest.mark.parametrize("gate", ["", ", gate: {reward: asr, at_least: 0.9}"])
+@pytest.mark.parametrize("units", ["prosody", "spectral"])
+def test_a_reward_credits_the_units_that_carry_it(folder, units, gate):
+    """Token by token: 0.7 times the reward's own advantage where the unit is of its kind, nothing elsewhere."""
+    recipe = with_units(folder, units=units, gate=gate)
+    lm = load_policy(recipe).lm
+    experience = experience_of(lm, recipe, SPOKEN)
+    rows = Trainer.rollout_rows(Rows(recipe, lm), experience)
+    heard, long = ([outcome.value for outcome in experience.judged.outcomes[name]] for name in ("asr", "long"))
+    assert len(set(long)) == 3 and experience.judged.values == heard  # weight 0: not in the sum
+    counted = [0.0 if gate and right < 0.9 else value for right, value in zip(heard, long, strict=True)]
+    mean = sum(counted) / 4
+    std = math.sqrt(sum((value - mean) ** 2 for value in counted) / 4)
+    first, prosody = lm.layout.first_unit, lm.layout.first_unit + lm.codec.shape.codebook
+    mine = range(prosody, first + lm.codec.n_units) if units == "prosody" else range(first, prosody)
+    seen = set()
+    for value, rollout, row in zip(counted, experience.rollouts, rows.credit.tolist(), strict=True):
+        for token, given_ in zip(rollout.tokens.ids.tolist(), row, strict=False):
+            own = token in mine
+            assert given_ == pytest.approx(0.7 * (value - mean) / (std + 1e-4) if own else 0, abs=1e-6)
+            seen.add(own)
+        assert not any(row[len(rollout.tokens) :])
+    assert seen == {True, False}
+
+
+def test_what_a_reward_of_its_own_units_finds_broken_is_broken(folder):
+    recipe = with_units(folder)
+    lm = load_policy(recipe).lm
+    answers = experience_of(lm, recipe, SPOKEN[:2]).answers
+    mixer = build_mixer(recipe.rewards, recipe.reward_mix)
+    outcomes = {"asr": [Scored(1.0), Scored(1.0)], "long": [Invalid("nothing to measure"), Scored(1.0)]}
+    assert mixer.combine(outcomes, [0] * len(answers)).values == [0.0, 1.0]
+    mixer.close()
+
+
 def test_a_whole_step_with_and_without(folder, tmp_path):
     for credit in (0, 0.5):
         small = ["rollout.group_size=4", "rollout.prompts_per_step=2", "rollout.max_new_tokens=48", "steps=1"]
@@ -198,6 +243,19 @@ def test_a_whole_step_with_and_without(folder, tmp_path):
 
 
 # where it does not fit
+
+
+def test_unit_credit_needs_speech_in_the_scope_and_a_codec_with_parts(folder, tmp_path, monkeypatch):
+    with pytest.raises(
+        InputError, match="rewards: long: unit_credit: expected a policy gradient whose scope is speech"
+    ):
+        with_units(folder, "objective.policy_gradient.scope=text")
+    run = f"run_dir={tmp_path / 'run'}"
+    with pytest.raises(InputError, match="^rewards: long: unit_credit: units: expected spectral or prosody, got 'f0'"):
+        Trainer(with_units(folder, run, units="f0"))
+    monkeypatch.setattr(StarterCodec, "parts", property(lambda self: {}, lambda self, parts: None), raising=False)
+    with pytest.raises(InputError, match="expected no unit_credit, the codec's units have no parts, got 'prosody'"):
+        Trainer(with_units(folder, run))
 
 
 def test_word_credit_needs_speech_in_the_scope_and_a_policy_gradient(folder):

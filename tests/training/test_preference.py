@@ -145,7 +145,7 @@ GROUPS = [
 @pytest.mark.parametrize(("outcomes", "values", "min_gap", "expected"), GROUPS)
 def test_best_and_worst_of_a_group(outcomes, values, min_gap, expected):
     before = [Scored(0.0)] * 3
-    judged = Judged([0.0] * 3 + values, before + outcomes, {}, {}, {}, {}, {}, {})
+    judged = Judged([0.0] * 3 + values, before + outcomes, {}, {}, {}, {}, {}, {}, {})
     found = best_and_worst(judged, slice(3, 3 + len(values)), min_gap)
     assert found == (expected if isinstance(expected, str) else tuple(3 + place for place in expected))
 

@@ -17,17 +17,16 @@ from pydantic import (
     FilePath,
     ValidationError,
     WrapValidator,
-    field_validator,
     model_validator,
 )
 
 from elocute.recipe.ears import Count, EarSpec, PocketSphinxSpec, Spec
+from elocute.recipe.reward_base import RewardBase
 
 Seconds = Annotated[float, Field(gt=0)]
 Reference = Literal["written", "prompt"]
 MEANS = {"concurrency", "timeout", "attempts", "deadline", "cache", "workers", "batch_size", "device"}
 """Keys of a reward that change how it is computed and not what: they may differ when the work goes on."""
-_STATISTICS = ("mean", "std", "max")  # of the combined reward, beside which a reward's own mean stands in the metrics
 _Rubric = Literal["holistic", "semantic", "acoustic", "continuation"]
 
 
@@ -47,39 +46,7 @@ def _is_there(path: Path) -> Path:
 Rubric = Annotated[_Rubric | FilePath, WrapValidator(_rubric)]
 
 
-class GateSpec(Spec):
-    """The gated reward counts only where `reward` is at least `at_least`; elsewhere it contributes its lowest value."""
-
-    reward: str
-    """Name of another reward."""
-    at_least: float
-    """Its least value at which this one counts."""
-
-
-class _RewardSpec(Spec):
-    kind: str
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")] = ""
-    """How metrics and gates call it; default: its kind."""
-    weight: Annotated[float, Field(ge=0)] = 1.0
-    """0: measured (and used by gates) without counting."""
-    gate: GateSpec | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _named_by_kind(cls, values):
-        if isinstance(values, dict) and values.get("name") is None:
-            values = {**values, "name": values.get("kind")}
-        return values
-
-    @field_validator("name")
-    @classmethod
-    def _not_a_statistic(cls, name: str) -> str:
-        if name in _STATISTICS:
-            raise ValueError(f"{name} already names a statistic of all rewards; choose another name")
-        return name
-
-
-class RuleSpec(_RewardSpec):
+class RuleSpec(RewardBase):
     """1 when the text agrees with a column of the row, else 0."""
 
     kind: Literal["rule"]
@@ -89,7 +56,7 @@ class RuleSpec(_RewardSpec):
     """How the text is compared, see docs/own-reward.md."""
 
 
-class AsrSpec(_RewardSpec):
+class AsrSpec(RewardBase):
     """How few words were misheard: a falling function of the WER between what should be said and what is heard."""
 
     kind: Literal["asr"]
@@ -103,7 +70,7 @@ class AsrSpec(_RewardSpec):
     """Of TTS models: weight of each word's own advantage on its speech tokens, see docs/losses.md; 0: off."""
 
 
-class _TextModelSpec(_RewardSpec):
+class _TextModelSpec(RewardBase):
     path: DirectoryPath
     """A local model folder."""
     batch_size: Count = 32
@@ -128,7 +95,7 @@ class ClassifierSpec(_TextModelSpec):
     """The label whose probability is the reward."""
 
 
-class _ContinuationSpec(_RewardSpec):
+class _ContinuationSpec(RewardBase):
     batch_size: Count = 16
     """Continuations at a time."""
     device: str | None = None
@@ -159,7 +126,7 @@ class RelatednessSpec(_ContinuationSpec):
     """A local encoder folder; default: all-MiniLM-L6-v2 of the extra `local-judges`."""
 
 
-class FunctionSpec(_RewardSpec):
+class FunctionSpec(RewardBase):
     """A Python callable with TRL's signature: "module:name" or "path/file.py:name"."""
 
     kind: Literal["function"]
@@ -196,7 +163,7 @@ class _AskedSpec(Spec):
     """A folder of replies, so that nothing is asked twice."""
 
 
-class JudgeSpec(_AskedSpec, _RewardSpec):
+class JudgeSpec(_AskedSpec, RewardBase):
     """A chat model that hears or reads; its key and address come from the environment (see rewards/chat.py)."""
 
     kind: Literal["judge"]
@@ -219,7 +186,7 @@ class _ChatModelSpec(Spec):
     """Of the model's weights."""
 
 
-class LocalJudgeSpec(_ChatModelSpec, _RewardSpec):
+class LocalJudgeSpec(_ChatModelSpec, RewardBase):
     """1 to 5 by a chat model on disk that reads (Mistral) or hears (Qwen2-Audio), see docs/judges.md."""
 
     kind: Literal["local_judge"]
@@ -236,7 +203,7 @@ class LocalJudgeSpec(_ChatModelSpec, _RewardSpec):
     """Longest written reply."""
 
 
-class _LabelSpec(_RewardSpec):
+class _LabelSpec(RewardBase):
     labels: str = "paper"
     """The prosody schema that the rows' `labels` are of: `paper`, `rlaif_spa` or a YAML file, see docs/labels.md."""
 
@@ -256,7 +223,7 @@ class ProsodySpec(_LabelSpec):
     """The text whose phones and syllables are counted, as for `asr`."""
 
 
-class EmotionSpec(_RewardSpec):
+class EmotionSpec(RewardBase):
     """Probability of the row's label by a local audio classifier."""
 
     kind: Literal["emotion"]
@@ -298,7 +265,7 @@ class AudioJudgeSpec(_LabelSpec):
         return getattr(self.listener, "concurrency", 1)
 
 
-class GuardSpec(_RewardSpec):
+class GuardSpec(RewardBase):
     """1 where what is measured of the voice keeps within limits, else 0; its means and alarms are in the metrics.
 
     Its default weight is 0."""
@@ -317,7 +284,7 @@ class GuardSpec(_RewardSpec):
     """The text whose phones and syllables are counted, as for `asr`."""
 
 
-class SpeakerSpec(_RewardSpec):
+class SpeakerSpec(RewardBase):
     """Cosine between the voice and that of a recording, by a local x-vector model: a guard, of default weight 0."""
 
     kind: Literal["speaker"]
@@ -331,7 +298,7 @@ class SpeakerSpec(_RewardSpec):
     """Default: the first GPU, else the CPU."""
 
 
-class DnsmosSpec(_RewardSpec):
+class DnsmosSpec(RewardBase):
     """How good the sound is, 1 to 5, by DNSMOS P.835: a guard, of default weight 0. Needs the extra `dnsmos`."""
 
     kind: Literal["dnsmos"]

@@ -370,10 +370,11 @@ class Recipe(Section):
         if self.data.eval:
             self._evaluated_by_another()
         for reward in self.rewards:
-            if getattr(reward, "word_credit", 0) and not self._trains_speech:
-                raise ValueError(
-                    f"rewards: {reward.name}: word_credit: expected a policy gradient whose scope is speech or all"
-                )
+            for credit in ("word_credit", "unit_credit"):
+                if getattr(reward, credit, None) and not self._trains_speech:
+                    raise ValueError(
+                        f"rewards: {reward.name}: {credit}: expected a policy gradient whose scope is speech or all"
+                    )
         if self.lora and self.freeze:
             raise ValueError("freeze: lora trains its adapters only; choose lora.targets instead")
         return self

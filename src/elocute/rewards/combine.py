@@ -5,7 +5,8 @@
   reward speaks equally loud whatever its scale. There is no declared range then.
 - A gate lets reward A count only where reward B reaches a threshold; elsewhere A contributes its lowest value.
 - One Invalid judgement makes the answer invalid: it gets the declared penalty. Otherwise one Unavailable judgement
-  makes it unavailable: it has no value. Rewards of weight 0 that gate nothing are only measured.
+  makes it unavailable: it has no value. Rewards of weight 0 that gate nothing and credit no units are only
+  measured.
 """
 
 import math
@@ -37,11 +38,12 @@ class Gate:
 
 @dataclass(frozen=True)
 class Weighted:
-    """A reward, what it counts and where."""
+    """A reward, what it counts and where. credited: it also counts by itself, for some units (training/credit.py)."""
 
     reward: Reward
     weight: float = 1.0
     gate: Gate | None = None
+    credited: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class Judged:
     """A batch of N answers, judged.
 
     values: [N], the combined reward; the penalty for an invalid answer, None for an unavailable one.
-    combined: [N], the same as outcomes. outcomes: each reward's own [N]. counts: of `combined`, by kind.
+    combined: [N], the same as outcomes. outcomes: each reward's own [N]; counted: the deciding rewards',
+    behind their gates. counts: of `combined`, by kind.
     sums: each reward's (sum, number) of scored values. measures: the same of what a reward measured beside its value,
     by "reward/measure". spread: each deciding reward's (sum of the standard deviations within groups, number of groups
     with two scored answers or more), guards aside: 0 everywhere is a judge that cannot tell answers apart.
@@ -59,6 +62,7 @@ class Judged:
     values: list[float | None]
     combined: list[Outcome]
     outcomes: dict[str, list[Outcome]]
+    counted: dict[str, list[Outcome]]
     counts: dict[str, int]
     sums: dict[str, tuple[float, int]]
     measures: dict[str, tuple[float, int]]
@@ -80,8 +84,9 @@ def build_mixer(specs: Sequence[RewardSpec], mix: Mix, listen: EarSpec | None = 
     Raises InputError before anything is judged.
     """
     parts = [
-        Weighted(build_reward(s), s.weight, s.gate and Gate(s.gate.reward, s.gate.at_least)) for s in specs
-    ]  # fmt: skip
+        Weighted(build_reward(s), s.weight, s.gate and Gate(s.gate.reward, s.gate.at_least), s.unit_credit is not None)
+        for s in specs
+    ]
     return RewardMixer(
         parts,
         scale=mix.scale,
@@ -118,7 +123,7 @@ class RewardMixer:
         self.invalid_penalty = self.low if invalid_penalty is None else invalid_penalty
         self._check(parts)
         gating = {p.gate.reward for p in parts if p.gate}
-        self._deciding = [name for name, p in self.parts.items() if p.weight > 0 or name in gating]
+        self._deciding = [name for name, p in self.parts.items() if p.weight > 0 or p.credited or name in gating]
 
     def read(self, answers: Sequence[Answer]) -> list[Answer]:
         """The answers as the rewards read them: a textless model's with the words that were heard."""
@@ -142,7 +147,7 @@ class RewardMixer:
             if self.scale == "group":
                 values = _standardised(values, [groups[i] for i in proper])
             totals[proper] += self.parts[name].weight * values
-        return self._judged(totals, faults, outcomes, groups)
+        return self._judged(totals, faults, outcomes, counting, groups)
 
     def check(self, examples: Sequence[Example]) -> None:
         """InputError for rows that a reward could not judge, before anything is sampled."""
@@ -165,6 +170,7 @@ class RewardMixer:
         totals: np.ndarray,
         faults: list[Outcome | None],
         outcomes: dict[str, list[Outcome]],
+        counting: dict[str, list[Outcome]],
         groups: Sequence[Hashable],
     ) -> Judged:
         combined = [Scored(float(t)) if f is None else f for t, f in zip(totals, faults, strict=True)]
@@ -173,6 +179,7 @@ class RewardMixer:
             values=[self._value(outcome) for outcome in combined],
             combined=combined,
             outcomes=outcomes,
+            counted=counting,
             counts={"scored": kinds[Scored], "invalid": kinds[Invalid], "unavailable": kinds[Unavailable]},
             sums={name: _sum(own) for name, own in outcomes.items()},
             measures={

@@ -45,6 +45,7 @@ class StarterCodec:
         self.synthesizer = Synthesizer()
         self.digest = digest
         self.n_units = shape.codebook + PITCH_BINS * ENERGY_BINS
+        self.parts = {"spectral": range(shape.codebook), "prosody": range(shape.codebook, self.n_units)}
 
     # ---- files -----------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,6 @@
-"""From the marks that rewards gave to the words of a step's answers to an advantage for each token (objectives/)."""
+"""What single tokens have beside their answer's advantage: from the words that a reward heard wrong (`word_credit`),
+and from a reward that only some of the codec's units can answer for (`unit_credit`).
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +11,9 @@ from torch.nn.utils.rnn import pad_sequence
 from elocute.errors import InputError
 from elocute.models import SpeechLM, TtsLM
 from elocute.models.layout import Layout
+from elocute.objectives.advantages import group_advantages
 from elocute.objectives.word_credit import at_times, word_advantages
+from elocute.recipe.reward_base import UnitCredit
 from elocute.recipe.schema import PolicyGradient, Recipe
 from elocute.rewards.outcome import Outcome, Scored
 from elocute.training.experience import Experience
@@ -22,8 +26,18 @@ def credit_weights(recipe: Recipe) -> dict[str, float]:
     return {spec.name: spec.word_credit for spec in recipe.rewards if getattr(spec, "word_credit", 0)}
 
 
-def check_word_credit(recipe: Recipe, lm: SpeechLM) -> None:
-    """InputError when a reward asks for word credit and the model's tokens cannot be given any."""
+def unit_credits(recipe: Recipe) -> dict[str, UnitCredit]:
+    """The rewards that have units of their own, and which."""
+    return {spec.name: spec.unit_credit for spec in recipe.rewards if spec.unit_credit}
+
+
+def check_credit(recipe: Recipe, lm: SpeechLM) -> None:
+    """InputError when a reward asks for word or unit credit and the model's tokens cannot be given any."""
+    for name, credit in unit_credits(recipe).items():
+        parts = getattr(lm.codec, "parts", {})
+        if credit.units not in parts:
+            expected = " or ".join(parts) or "no unit_credit, the codec's units have no parts"
+            raise InputError(f"rewards: {name}: unit_credit: units: expected {expected}, got {credit.units!r}")
     for name in credit_weights(recipe):
         if not isinstance(lm, TtsLM):
             raise InputError(f"rewards: {name}: word_credit: only for TTS models, whose answers all say the same words")
@@ -49,6 +63,28 @@ def word_credit(experience: Experience, weights: Mapping[str, float], lm: TtsLM,
             for row, extra in zip(rows[piece], group_credit(own, times[piece], spec), strict=True):
                 row += weight * extra
     return pad_sequence(rows, batch_first=True)
+
+
+def unit_credit(
+    experience: Experience, credits: Mapping[str, UnitCredit], lm: SpeechLM, spec: PolicyGradient
+) -> torch.Tensor:
+    """What is added to the advantages of this rank's answers, float32 [B, T]: Σ over rewards of w·A on their units.
+
+    A: the group's advantages by this reward alone, behind its gate, of the answers that it scored; 0 for the others.
+    """
+    shape = experience.available[experience.mine].shape
+    ids = pad_sequence([rollout.tokens.ids for rollout in experience.rollouts], batch_first=True, padding_value=-1)
+    units, total = ids - lm.layout.first_unit, torch.zeros(ids.shape)
+    for name, credit in credits.items():
+        outcomes = experience.judged.counted[name]
+        scored = torch.tensor([isinstance(outcome, Scored) for outcome in outcomes]).view(shape)
+        values = [outcome.value if isinstance(outcome, Scored) else 0.0 for outcome in outcomes]
+        own = torch.tensor(values, dtype=torch.float64).view(shape)
+        there = scored & experience.available[experience.mine]
+        advantages = group_advantages(own, there, baseline=spec.baseline, scale=spec.scale).float().reshape(-1, 1)
+        part = lm.codec.parts[credit.units]
+        total += credit.weight * advantages * ((units >= part.start) & (units < part.stop))
+    return total
 
 
 def marks_of(outcome: Outcome) -> Marks | None:

@@ -29,7 +29,7 @@ from elocute.training.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from elocute.training.credit import check_word_credit, credit_weights, word_credit
+from elocute.training.credit import check_credit, credit_weights, unit_credit, unit_credits, word_credit
 from elocute.training.experience import Experience, collect, my_prompts, step_examples
 from elocute.training.metrics import experience_metrics, flat, lambda_metrics, loss_metrics
 from elocute.training.policy import Reference, load_policy
@@ -69,7 +69,7 @@ class Trainer:
         # 2. the model, its reference, the optimiser
         policy = load_policy(recipe)
         self.lm = policy.lm
-        check_word_credit(recipe, self.lm)
+        check_credit(recipe, self.lm)
         self.audio = EncodedAudio(self.lm.codec, recipe.data.cache)
         self.targets: dict[str, Tokens] = {}
         self.lengths: dict[str, int] = {}  # of prompts that are sampled from, by the row's place
@@ -236,6 +236,9 @@ class Trainer:
         rows.advantage = advantages[experience.mine].reshape(-1).float()
         if weights := credit_weights(self.recipe):
             rows.credit = word_credit(experience, weights, self.lm, spec)
+        if credits := unit_credits(self.recipe):
+            own = unit_credit(experience, credits, self.lm, spec)
+            rows.credit = own if rows.credit is None else rows.credit + own
         rows.sampler_logp = torch.nn.utils.rnn.pad_sequence([r.logprob for r in experience.rollouts], batch_first=True)
         return rows
 
