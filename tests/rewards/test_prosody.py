@@ -116,6 +116,23 @@ def test_measures_that_cannot_be_are_refused(recordings):
         find_targets(schema, {"mood": ["energy"]}, None)
 
 
+def test_dimensions_choose_among_those_that_can_be_measured(tmp_path):
+    measured = "description: x, labels: {low: l, mid: m, high: h}"
+    text = f"prompt: '({{labels}}) {{text}}'\ndimensions:\n  mood: {{{measured}}}\n"
+    for name, measure in (("pace", "syllables_per_second"), ("pitch", "pitch_median")):
+        text += f"  {name}: {{{measured}, ordered: true, measure: {measure}, bounds: [3, 6]}}\n"
+    (tmp_path / "schema.yaml").write_text(text)
+
+    def of(**more):
+        return build_reward(ProsodySpec(kind="prosody", labels=str(tmp_path / "schema.yaml"), **more))
+
+    assert of().dimensions == ("pace", "pitch") and of(dimensions=["pitch"]).dimensions == ("pitch",)
+    with pytest.raises(InputError, match="dimensions: 'tempo' is not one of the schema's: mood, pace, pitch"):
+        of(dimensions=["tempo"])
+    with pytest.raises(InputError, match="measures: mood: expected, for the schema has no `measure` for it"):
+        of(dimensions=["mood"])
+
+
 def test_the_mean_is_over_the_rows_own_labels():
     schema = load_schema()
     targets = find_targets(schema, {}, None)

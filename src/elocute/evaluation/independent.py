@@ -65,7 +65,7 @@ def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 def _measured(entry: Mapping[str, Any]) -> set[tuple[str, str]]:
     """(dimension, measure) of a `prosody` entry; phones and syllables per second are one measure, speed."""
-    by_dimension = measures_of(load_schema(entry.get("labels")), entry.get("measures") or {})
+    by_dimension = measures_of(load_schema(entry.get("labels")), entry.get("measures") or {}, entry.get("dimensions"))
     speed = ("phones_per_second", "syllables_per_second")
     return {(name, "speed" if one in speed else one) for name, measures in by_dimension.items() for one in measures}
 

@@ -206,6 +206,8 @@ class LocalJudgeSpec(_ChatModelSpec, RewardBase):
 class _LabelSpec(RewardBase):
     labels: str = "paper"
     """The prosody schema that the rows' `labels` are of: `paper`, `rlaif_spa` or a YAML file, see docs/labels.md."""
+    dimensions: list[str] | None = None
+    """Those that are judged; default: all of the schema that can be."""
 
 
 class ProsodySpec(_LabelSpec):
@@ -254,8 +256,6 @@ class AudioJudgeSpec(_LabelSpec):
 
     kind: Literal["audio_judge"]
     listener: Annotated[LocalListenerSpec | EndpointSpec, Field(discriminator="kind")]
-    dimensions: list[str] | None = None
-    """Those that are judged; default: all of the schema."""
     credit: Literal["match", "ordinal", "probability"] = "probability"
     """What a label is worth that is not the row's, see docs/prosody-rewards.md."""
 

@@ -1,7 +1,7 @@
 """From a recipe's entry to the reward it describes."""
 
 from elocute.errors import InputError
-from elocute.prosody.schema import load_schema
+from elocute.prosody.schema import Schema, load_schema
 from elocute.recipe.ears import EarSpec, FasterWhisperSpec, TransformersEarSpec
 from elocute.recipe.rewards import (
     AsrSpec,
@@ -102,16 +102,21 @@ def _local_judge(spec: LocalJudgeSpec) -> Reward:
     )
 
 
+def _check_dimensions(spec: ProsodySpec | AudioJudgeSpec, schema: Schema) -> None:
+    if unknown := [name for name in spec.dimensions or () if name not in schema.dimensions]:
+        raise InputError(f"dimensions: {unknown[0]!r} is not one of the schema's: {', '.join(schema.dimensions)}")
+
+
 def _prosody(spec: ProsodySpec) -> Reward:
     schema = load_schema(spec.labels)
-    targets = find_targets(schema, spec.measures, spec.recordings)
+    _check_dimensions(spec, schema)
+    targets = find_targets(schema, spec.measures, spec.recordings, spec.dimensions)
     return ProsodyReward(spec.name, schema, targets, spec.credit, spec.reference)
 
 
 def _audio_judge(spec: AudioJudgeSpec) -> Reward:
     schema, own = load_schema(spec.labels), spec.listener
-    if unknown := [name for name in spec.dimensions or () if name not in schema.dimensions]:
-        raise InputError(f"dimensions: {unknown[0]!r} is not one of the schema's: {', '.join(schema.dimensions)}")
+    _check_dimensions(spec, schema)
     if isinstance(own, LocalListenerSpec):
         listener = LocalListener(_chat(own))
     else:

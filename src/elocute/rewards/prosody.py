@@ -76,9 +76,14 @@ class ProsodyReward:
 
 
 def find_targets(
-    schema: Schema, measures: Mapping[str, Sequence[str]], recordings: str | Path | None
+    schema: Schema,
+    measures: Mapping[str, Sequence[str]],
+    recordings: str | Path | None,
+    dimensions: Sequence[str] | None = None,
 ) -> dict[str, Target]:
     """Targets of all dimensions that can be measured: those in `measures`, and those with a `measure` in the schema.
+
+    dimensions: of these only.
 
     recordings: rows with `labels` and `sft_target_audio` to calibrate by, or None: the schema's bounds. InputError for
     an unknown dimension or measure, and where there is nothing to take a target from.
@@ -90,7 +95,9 @@ def find_targets(
                 f"measures: {name}: expected a dimension of the schema ({', '.join(schema.dimensions)}) and of "
                 f"{', '.join(get_args(Measure))} at least one, found {', '.join(wanted)}"
             )
-    chosen = measures_of(schema, measures)
+    chosen = measures_of(schema, measures, dimensions)
+    if unmeasured := [name for name in dimensions or () if name not in chosen]:
+        raise InputError(f"measures: {unmeasured[0]}: expected, for the schema has no `measure` for it")
     if not chosen:
         raise InputError("measures: expected at least one dimension, for the schema has none with a `measure`")
     if recordings is None:
@@ -104,10 +111,13 @@ def find_targets(
         raise InputError(f"{recordings}: {error}") from None
 
 
-def measures_of(schema: Schema, measures: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+def measures_of(
+    schema: Schema, measures: Mapping[str, Sequence[str]], dimensions: Sequence[str] | None = None
+) -> dict[str, list[str]]:
     """What decides the label of each dimension that is measured: `measures`, else the schema's `measure`."""
     own = {name: [one.measure] for name, one in schema.dimensions.items() if one.measure}
-    return own | {name: list(wanted) for name, wanted in measures.items()}
+    every = own | {name: list(wanted) for name, wanted in measures.items()}
+    return {name: wanted for name, wanted in every.items() if dimensions is None or name in dimensions}
 
 
 def _measured(example: Example, schema: Schema) -> tuple[Mapping[str, str], Prosody]:
