@@ -7,8 +7,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from elocute.data.files import read_json
 from elocute.models.vita import load_network, read_beside, save
-from elocute.models.vita.config import read_json
 from elocute.models.vita.network import is_mtp, write_audio
 from tests.contracts import vita_audio
 from tests.contracts.vita_naive import NaiveVita, read_weights
@@ -78,7 +78,7 @@ def test_the_depths_layers_are_no_layers_of_the_llm(boost):
 
 def test_without_depths_it_is_a_plain_qwen2(vanilla):
     network, ids = load_network(vanilla), some_ids(2, 9)
-    said = read_json(vanilla / "config.json")
+    said = read_json(vanilla / "config.json", "a config")
     plain = Qwen2ForCausalLM(Qwen2Config(**{key: said[key] for key in said if key not in ("model_type", "auto_map")}))
     plain.load_state_dict({name: tensor for name, tensor in read_weights(vanilla).items() if "audio_" not in name})
     torch.testing.assert_close(network(ids).logits, plain.eval()(ids).logits)

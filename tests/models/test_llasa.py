@@ -89,7 +89,7 @@ def test_the_published_vocabulary_fits_the_published_codec(tmp_path):
     vocabulary = template.tokenizer.get_vocab()
     assert all(vocabulary[f"<|s_{unit}|>"] == layout.first_unit + unit for unit in (0, 1, 40000, 65535))
     with pytest.raises(InputError, match=re.escape("the control token '<|s_65535|>'")):
-        template.ids("ha <|s_65535|>", {})
+        template.encode("ha <|s_65535|>", {})
 
 
 def test_a_recording_is_a_target(lm, rows):
@@ -186,8 +186,8 @@ def original(folder: Path) -> None:
 def test_texts_with_control_tokens_are_refused(lm):
     for token in ("<|s_17|>", "<|SPEECH_GENERATION_END|>", "<|eot_id|>"):
         with pytest.raises(InputError, match=re.escape(f"the control token {token!r}")):
-            lm.template.ids(f"ha {token}", {})
-    assert len(lm.template.ids("s_17 is 65535 <| s_1 |>", {}))
+            lm.template.encode(f"ha {token}", {})
+    assert len(lm.template.encode("s_17 is 65535 <| s_1 |>", {}))
 
 
 def test_what_the_page_says_of_orpheus_is_understood():

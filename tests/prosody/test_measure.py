@@ -4,6 +4,7 @@ import soxr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from elocute.prosody import measure as module
 from elocute.prosody.measure import measure
 from elocute.prosody.pronunciation import by_letters, count_phones, count_syllables
 
@@ -91,3 +92,16 @@ def test_the_sample_rate_does_not_matter(f0, level, rate):
     assert there.pitch_median == pytest.approx(here.pitch_median, rel=0.01)
     assert there.energy == pytest.approx(here.energy, abs=1.0)
     assert there.phones_per_second == pytest.approx(here.phones_per_second, rel=0.1)
+
+
+def test_what_was_measured_is_not_measured_again_and_nothing_else_is_taken_for_it(monkeypatch):
+    sounds = [np.random.default_rng(n).uniform(-0.5, 0.5, 8000).astype(np.float32) for n in range(2)]
+    monkeypatch.setattr(module, "_measured", {})
+    found = [measure(sound, rate, text) for sound in sounds for rate in (8000, 16000) for text in ("one", "seven")]
+    again = [
+        measure(sound.copy(), rate, text) for sound in sounds for rate in (8000, 16000) for text in ("one", "seven")
+    ]
+    assert len({id(one) for one in found}) == 8 and all(one is two for one, two in zip(found, again, strict=True))
+    monkeypatch.setattr(module, "_REMEMBERED", 8)
+    measure(sounds[0], 16000, "two")
+    assert len(module._measured) == 8 and measure(sounds[0], 8000, "one") == found[0]

@@ -29,7 +29,7 @@ def codec(folder) -> UnitCodec:
 def test_the_folder_chooses_the_codec(folder):
     assert isinstance(load_codec(folder), UnitCodec)
     assert isinstance(load_codec("starter/codec"), StarterCodec)
-    with pytest.raises(InputError, match="not a starter codec"):
+    with pytest.raises(InputError, match="expected a codec's, mimi, xcodec2 or dac, got 'hubert'"):
         load_codec(folder / "mhubert")
 
 

@@ -40,6 +40,14 @@ def read_json(file: Path, what: str) -> dict:
     return said
 
 
+def model_type(folder: Path) -> str | None:
+    """What a folder in transformers' layout says it holds; None where there is no such config.json."""
+    try:
+        return json.loads((folder / "config.json").read_text())["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def is_unfinished(path: Path) -> bool:
     """Whether this is what a writer of `write_atomically` leaves behind when it is killed."""
     return re.fullmatch(r"\..+\.\d+-[0-9a-f]{8}", path.name) is not None

@@ -1,11 +1,11 @@
 """Waveform ⇄ units. A new codec is a file here, and one line where `load_codec` chooses."""
 
-import json
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from elocute.data.files import model_type
 from elocute.errors import InputError
 from elocute.speech.codec import StarterCodec
 
@@ -64,11 +64,3 @@ def _published(folder: Path) -> Codec:
 
         return Dac.load(folder)
     raise InputError(f"{folder}/config.json: model_type: expected a codec's, mimi, xcodec2 or dac, got {kind!r}")
-
-
-def model_type(folder: Path) -> str | None:
-    """What a codec in transformers' layout says it is; None where there is no such config.json."""
-    try:
-        return json.loads((folder / "config.json").read_text())["model_type"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

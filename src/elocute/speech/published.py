@@ -9,9 +9,9 @@ import torch
 from transformers import PreTrainedModel
 
 from elocute.data.digest import digest_file
+from elocute.data.files import model_type
 from elocute.data.shards import INDEX, Shards
 from elocute.errors import InputError
-from elocute.speech import model_type
 
 EXTRACTOR = "preprocessor_config.json"
 
