@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=HERE / "build" / "expressive.jsonl")
     parser.add_argument("--held-out", type=Path, default=HERE / "expressive" / "train.jsonl")
     parser.add_argument("--rows", type=int, default=3600)
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()

@@ -4,10 +4,10 @@
 
 Variants, all from starter/tts_lm, on the same neutral sentences, for as many steps: word errors alone; the paper's sum
 of word errors and matching labels; rewards scaled in their group, words before style; the same with each wrong word's
-speech blamed by itself. And an audit: three judges that cannot help, with which nothing must be learned (judges.py).
-Each is measured on other sentences: words by Whisper, labels by classifiers, none of which was a reward. What is
-finished is not done again. Needs the extra `faster-whisper`. The table: benchmarks/results/rlaif_spa.json, and in
-docs/prosody-rewards.md.
+speech blamed by itself; and with the melody learned from the codec's prosody units alone, the recipe as it ships. And
+an audit: three judges that cannot help, with which nothing must be learned (judges.py). Each is measured on other
+sentences: words by Whisper, labels by classifiers, none of which was a reward. What is finished is not done again.
+Needs the extra `faster-whisper`. The table: benchmarks/results/rlaif_spa.json, and in docs/prosody-rewards.md.
 """
 
 from dataclasses import dataclass
@@ -22,12 +22,14 @@ MODEL = Path("starter/tts_lm")
 HELD_OUT = "starter/expressive/test.jsonl"
 LISTENERS = "benchmarks/rlaif_spa/listeners.yaml"
 
+TEMPERATURE = 0.85
+
 ASR = "{kind: asr, ear: {kind: pocketsphinx, vocabulary: starter/expressive/sentences.txt}, form: linear"
 PROSODY = "{kind: prosody, recordings: starter/expressive/recordings.jsonl, labels: starter/expressive/schema.yaml"
 PROSODY += ", measures: {emotion: [pitch_median, pitch_range, energy]}"
 GUARD = "{kind: guard}"
 GATE = "gate: {reward: asr, at_least: 0.8}"
-GROUP = "reward_mix={scale: group, invalid_penalty: -3}"
+GROUP = "reward_mix={scale: group, invalid_penalty: -2}"
 RAW = "reward_mix={scale: raw, invalid_penalty: -1}"
 
 
@@ -46,6 +48,7 @@ VARIANTS = {
         f"rewards=[{ASR}, weight: 0.5, word_credit: 0.5}}, {PROSODY}, weight: 0.5, {GATE}}}, {GUARD}]",
         GROUP,
     ),
+    "gated_unit_credit": (GROUP,),
     "constant_judge": judged("constant"),
     "transcript_judge": judged("transcript_only"),
     "permuted_rewards": judged("permuted"),
@@ -75,11 +78,11 @@ def do(run: Run) -> None:
     if run.variant != "base":
         words = [*VARIANTS[run.variant], f"steps={run.steps}", f"seed={run.seed}", f"run_dir={run.folder}"]
         resume = ["--resume"] if (run.folder / "recipe.yaml").exists() else []
-        elocute("train", RECIPE, *words, "data.eval=null", *resume)
+        elocute("train", RECIPE, *words, "data.eval=null", "evaluation.labels=[]", *resume)
         model = run.folder / "model"
     out = results.evaluation(RUNS, run.variant, run.seed)
     elocute("eval", model, "--data", HELD_OUT, "--labels", LISTENERS, "--ear", "whisper-tiny.en", "--seed", run.seed,
-            "--temperature", 1.0, "-o", out)  # fmt: skip
+            "--temperature", TEMPERATURE, "-o", out)  # fmt: skip
 
 
 def main() -> None:

@@ -134,7 +134,7 @@ def test_a_reply_that_is_no_verdict_is_the_judges_fault(chats):
     (babble,) = judge(chats["raw"])([read(0)])
     assert isinstance(babble, Unavailable) and babble.reason.startswith("no verdict in the reply: ")
     (cut,) = judge(chats["mistral"], max_tokens=3)([read(0)])
-    assert cut == Unavailable("no verdict in the reply: '<justification> fine</justification>'")
+    assert cut == Unavailable("no verdict in the reply: '<justification>fine</justification>'")
 
 
 def test_a_question_that_is_too_long_is_left_out_and_the_others_are_judged(chats):

@@ -163,13 +163,11 @@ def test_defect_rlaif_8_a_resumed_run_is_the_uninterrupted_run(folder, tmp_path)
         assert tensor.equal(second.model.state_dict()[name])
 
 
-def test_the_shipped_recipe_takes_a_step(folder, tmp_path):
-    """recipes/starter/rlaif_spa.yaml, with a tiny model and row: rewards, gate, word credit, adapter."""
-    row = {"messages": [{"role": "user", "content": "one two three"}], "labels": {"speed": "Fast"}}
-    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
-    given = [f"model={folder / 'model'}", f"data.train={tmp_path / 'rows.jsonl'}", f"run_dir={tmp_path / 'run'}"]
-    given += ["steps=1", "rollout.prompts_per_step=1", "rollout.max_new_tokens=60", "report=false"]
-    recipe = load_recipe("recipes/starter/rlaif_spa.yaml", given)
+def test_the_shipped_recipe_takes_a_step(tmp_path):
+    """recipes/starter/rlaif_spa.yaml with what ships: model, rows, rewards, gates, word and unit credit, adapter."""
+    given = [f"run_dir={tmp_path / 'run'}", "steps=1", "rollout.prompts_per_step=1", "report=false"]
+    recipe = load_recipe("recipes/starter/rlaif_spa.yaml", [*given, "data.eval=null", "evaluation.labels=[]"])
     assert (recipe.lora.rank, recipe.lora.alpha, len(recipe.lora.targets)) == (8, 32, 7)
     _, [line] = trained(recipe)
+    assert line["outcomes/scored"] >= 4 and line["reward/asr"] > 0.5 and 0 < line["reward/melody"] < 1
     assert line["lambda"] == 1 and line["pg/tokens"] > 0 and "pg/credited" in line and "kl/speech" in line
