@@ -220,7 +220,7 @@ def test_a_missing_shard_is_named(folder, tmp_path):
     bad = changed(folder, tmp_path / "bad")
     (bad / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(InputError, match="model-00002-of-00003.safetensors: missing"):
-        load_model(bad)
+        check_model(bad)
 
 
 def test_missing_weights_are_named(folder, tmp_path):
