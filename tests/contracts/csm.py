@@ -114,3 +114,18 @@ def shard(folder: Path, count: int) -> None:
     total = sum(tensor.nbytes for tensor in state.values())
     index = {"metadata": {"total_size": total}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+
+
+def as_on_the_hub(folder: Path) -> None:
+    """Name a sharded folder's weights as sesame/csm-1b does, and put beside them those that its authors' code reads."""
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    for file in set(index["weight_map"].values()):
+        (folder / file).rename(folder / file.replace("model", "transformers", 1))
+    index["weight_map"] = {name: f.replace("model", "transformers", 1) for name, f in index["weight_map"].items()}
+    (folder / "model.safetensors.index.json").unlink()
+    (folder / "transformers.safetensors.index.json").write_text(json.dumps(index, indent=2))
+    said = json.loads((folder / "config.json").read_text())
+    said["transformers_weights"] = "transformers.safetensors.index.json"
+    (folder / "config.json").write_text(json.dumps(said, indent=2))
+    save_file({"backbone.layers.0.attn.q_proj.weight": torch.zeros(2, 2)}, folder / "model.safetensors")
+    torch.save({"audio_head": torch.zeros(2)}, folder / "ckpt.pt")

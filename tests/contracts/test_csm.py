@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import CsmForConditionalGeneration, CsmProcessor
 
 from elocute.data.audio import save_wav
@@ -136,6 +136,41 @@ def test_saved_it_is_the_same_folder_and_transformers_loads_it(folder, lm, tmp_p
     assert not list((tmp_path / "saved").glob("*.py")) and CsmProcessor.from_pretrained(tmp_path / "saved")
 
 
+def test_the_hubs_folder_names_its_weights_in_its_config(folder, tmp_path):
+    """What lies in its model.safetensors is neither read nor, being the weights before training, written again."""
+    hub = tmp_path / "csm-1b"
+    shutil.copytree(folder, hub)
+    csm.as_on_the_hub(hub)
+    check_model(hub)
+    lm = load_model(hub)
+    with torch.no_grad():
+        lm.model.depth_decoder.codebooks_head.weight.add_(1)
+    lm.save(tmp_path / "saved")
+    lm.save(tmp_path / "saved")
+    left_out = {"model.safetensors", "ckpt.pt"}
+    assert {p.name for p in (tmp_path / "saved").iterdir()} == {p.name for p in hub.iterdir()} - left_out
+    again, found = CsmForConditionalGeneration.from_pretrained(tmp_path / "saved", output_loading_info=True)
+    assert not found["missing_keys"] and not found["unexpected_keys"]
+    assert torch.equal(again.depth_decoder.codebooks_head.weight, lm.model.depth_decoder.codebooks_head.weight)
+    (hub / "transformers.safetensors.index.json").unlink()
+    with pytest.raises(InputError, match="config.json: transformers_weights: expected a file of weights beside it"):
+        load_model(hub)
+
+
+def test_a_folder_that_has_changed_loses_no_weights_silently(folder, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    lm = load_model(other)
+    place = json.loads((other / "model.safetensors.index.json").read_text())["weight_map"]["lm_head.weight"]
+    state = load_file(other / place)
+    state["lm_head.weight_old"] = state.pop("lm_head.weight")
+    save_file(state, other / place)
+    index = (other / "model.safetensors.index.json").read_text()
+    (other / "model.safetensors.index.json").write_text(index.replace('"lm_head.weight"', '"lm_head.weight_old"'))
+    with pytest.raises(InputError, match="its weights have no lm_head.weight, which was loaded from there"):
+        lm.save(tmp_path / "saved")
+
+
 def test_depth_embeddings_stay_tied(lm):
     tied = lm.model.backbone_model.embed_tokens.embed_audio_tokens.weight
     assert tied is lm.model.depth_decoder.model.embed_tokens.weight
@@ -185,7 +220,7 @@ def test_a_missing_shard_is_named(folder, tmp_path):
     bad = changed(folder, tmp_path / "bad")
     (bad / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(InputError, match="model-00002-of-00003.safetensors: missing"):
-        load_model(bad)
+        check_model(bad)
 
 
 def test_missing_weights_are_named(folder, tmp_path):

@@ -100,3 +100,35 @@ def test_what_is_missing_is_one_line(folder, tmp_path):
     (alone / "elocute.json").write_text(json.dumps({"kind": "kimi_audio", "speech_tokenizer": str(tmp_path / "no")}))
     with pytest.raises(InputError, match="no: expected glm-4-voice-tokenizer there"):
         load_model(alone)
+
+
+def test_a_missing_shard_is_named_before_anything_is_loaded(folder, tmp_path):
+    copy = tmp_path / "Kimi-Audio-7B-Instruct"
+    shutil.copytree(folder, copy)
+    shutil.copytree(folder.parent / "glm-4-voice-tokenizer", tmp_path / "glm-4-voice-tokenizer")
+    shutil.rmtree(copy / "audio_detokenizer")  # not come to
+    shard = sorted(copy.glob("model-*.safetensors"))[0]
+    shard.unlink()
+    for load in (check_model, load_model):
+        with pytest.raises(InputError, match=f"{shard.name}: missing"):
+            load(copy)
+
+
+def test_an_adapter_is_no_model(folder, tmp_path):
+    for base in (None, folder):
+        if base:
+            shutil.copytree(folder, tmp_path / "whole")
+        place = tmp_path / ("whole" if base else "adapter")
+        place.mkdir(exist_ok=True)
+        (place / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "other/model"}')
+        with pytest.raises(InputError, match="expected a whole model, this is an adapter trained for other/model"):
+            check_model(place)
+
+
+def test_a_tokenizer_of_other_codes_is_named_before_anything_is_loaded(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "Kimi-Audio")
+    shutil.copytree(folder.parent / "glm-4-voice-tokenizer", tmp_path / "glm-4-voice-tokenizer")
+    file = tmp_path / "glm-4-voice-tokenizer/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"quantize_vocab_size": 7}))
+    with pytest.raises(InputError, match=f"tokenizer has 7 units, the model's vocabulary {kimi.N_CODES}"):
+        check_model(tmp_path / "Kimi-Audio")

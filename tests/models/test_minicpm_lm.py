@@ -1,5 +1,6 @@
 """MiniCPM-o 2.6 through the public path: its published folder is asked, sampled from, scored, trained, saved."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,11 +8,14 @@ import torch
 
 from elocute.data.cache import EncodedAudio
 from elocute.data.rows import read_rows
+from elocute.errors import InputError
+from elocute.models import load_model
 from elocute.models.batch import make_batch
+from elocute.models.minicpm_o.prompt import Prompt
 from elocute.rollout import Sampling, sample_groups
 from elocute.training.policy import Policy
 from tests.contracts import minicpm_o
-from tests.models.adapter_checks import LENGTH, AdapterChecks
+from tests.models.adapter_checks import LENGTH, TEMPERATURE, AdapterChecks, score
 
 GROUP = 16
 
@@ -22,7 +26,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 class TestAdapter(AdapterChecks):
-    still = ("vpm.", "tts.dvae.")
+    still = ("vpm.", "tts.dvae.", "apm.")
 
 
 def test_some_answers_come_to_speak(lm, groups):
@@ -66,3 +70,24 @@ def test_a_frame_is_512_samples(lm, rows):
     answer = lm.layout.read(tokens.ids)
     assert lm.tokenizer.decode(answer.text_ids) == "hel"
     assert len(lm.decode(tokens.ids).waveform) == 512 * len(answer.units)
+
+
+def test_the_longest_answer_must_fit_behind_its_prompt(lm, prompts):
+    assert lm.context == lm.config.llm.max_position_embeddings
+    with pytest.raises(InputError, match=f"the model's context holds {lm.context}"):
+        sample_groups(lm, prompts[:1], [[1]], Sampling(lm.context))
+
+
+def test_bfloat16_speaks_as_it_is_scored(folder):
+    """Weights in float32, products in bfloat16: in the decoder that speaks, too."""
+    lm = load_model(folder)
+    lm.compute, computed = torch.bfloat16, []
+    layer = lm.core().tts.model.layers[0].mlp.down_proj
+    layer.register_forward_hook(lambda _module, _inputs, output: computed.append(output.dtype))
+    ids = lm.template.tokens
+    prompt = Prompt(torch.tensor([ids.spk_bos, ids.spk, ids.spk_eos, ids.tts_bos]))
+    prompt = replace(prompt, given=torch.tensor(lm.template.written("the cat")))
+    rollouts = sample_groups(lm, [prompt], [[1, 2]], Sampling(LENGTH, TEMPERATURE))[0]
+    assert len(computed) > 2 and set(computed) == {torch.bfloat16}
+    said = torch.cat([rollout.logprob[rollout.tokens.action] for rollout in rollouts])
+    assert len(said) and (score(lm, rollouts) - said).abs().mean() < 0.01

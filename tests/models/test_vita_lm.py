@@ -1,5 +1,6 @@
 """VITA-Audio through the public path: its published folder is asked, sampled from, scored, trained, saved."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -73,3 +74,12 @@ def test_what_is_missing_is_one_line(folder, tmp_path):
     shutil.copytree(folder, alone)
     with pytest.raises(InputError, match="glm-4-voice-tokenizer: expected glm-4-voice-tokenizer there"):
         check_model(alone)
+
+
+def test_a_tokenizer_of_other_units_is_named_before_anything_is_loaded(folder, tmp_path):
+    for place in folder.parent.iterdir():
+        shutil.copytree(place, tmp_path / place.name)
+    file = tmp_path / "glm-4-voice-tokenizer/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"quantize_vocab_size": 7}))
+    with pytest.raises(InputError, match=f"tokenizer has 7 units, the model's vocabulary {UNITS}"):
+        check_model(tmp_path / "VITA-Audio")

@@ -91,6 +91,16 @@ def test_answers_to_learn(start, tmp_path):
     assert "it always writes" in lines[2] and "'<|audio_3|>'" in lines[3]
 
 
+@pytest.mark.parametrize("objective", ["hybrid", "dpo"])
+def test_answers_fit_into_the_context_behind_their_prompts(start, tmp_path, objective):
+    time = np.arange(60 * 22_050) / 22_050
+    save_wav(tmp_path / "long.wav", (0.3 * np.sin(440 * 2 * np.pi * time)).astype(np.float32), 22_050)
+    other = {"rejected_text": "five", "rejected_audio": "tone.wav"}
+    dpo = ["objective={kind: dpo, mode: offline, scope: all}", "rewards=[]"] if objective == "dpo" else []
+    [line] = start([row(**other), row(**other | {"sft_target_audio": "long.wav"})], *dpo)
+    assert re.fullmatch(r"2: sft_target: too long: at least \d{3,4} tokens, the model's context holds 512", line)
+
+
 def test_columns_that_rewards_read(start, tmp_path):
     rows = [row(answer=None), row(), row(answer="?!"), row(answer=[])]
     lines = start(rows, f"model={tmp_path}")  # before the model is opened: there is none here

@@ -2,6 +2,10 @@
 
 A part of the network is read alone, by the prefix of its names; the rest stays on disk. Written again, the folder keeps
 its layout: every tensor in the file that it was in, what was not read and every other file byte for byte.
+
+Which file it is config.json may say, `transformers_weights`: CSM was published so, and the `model.safetensors` beside
+it holds the same weights as its authors' code reads them. Those would be the old ones in a folder that is written
+again, and are left out.
 """
 
 import json
@@ -25,10 +29,13 @@ SINGLE = "model.safetensors"
 
 
 class Shards:
-    """Where a folder's tensors lie. files: name of a tensor → name of its file; index: the index's JSON, or None."""
+    """Where a folder's tensors lie. files: name of a tensor → name of its file; index: the index's JSON, or None.
 
-    def __init__(self, folder: Path, files: dict[str, str], index: dict | None):
-        self.folder, self.files, self.index = folder, files, index
+    named: the file that config.json says, the index or the only one; None: it says nothing.
+    """
+
+    def __init__(self, folder: Path, files: dict[str, str], index: dict | None, named: str | None):
+        self.folder, self.files, self.index, self.named = folder, files, index, named
 
     @classmethod
     def open(cls, folder: str | Path) -> "Shards":
@@ -36,21 +43,23 @@ class Shards:
         folder = Path(folder)
         if not folder.is_dir():
             raise InputError(f"{folder}: expected a folder with a model's weights, there is none")
-        if (folder / SINGLE).is_file():  # looked for first, as transformers does
-            return cls(folder, dict.fromkeys(_names(folder / SINGLE), SINGLE), None)
-        if not (folder / INDEX).is_file():
+        named = _named(folder / "config.json")
+        place = named or next((name for name in (SINGLE, INDEX) if (folder / name).is_file()), None)  # as transformers
+        if place is None:
             raise InputError(f"{folder}: expected {INDEX} or {SINGLE}, there is none")
-        index = _read_index(folder / INDEX)
+        if not place.endswith(".json"):
+            return cls(folder, dict.fromkeys(_names(folder / place), place), None, named)
+        index = _read_index(folder / place)
         files = index["weight_map"]
         for file in sorted(set(files.values())):
             if not (folder / file).is_file():
-                raise InputError(f"{folder / file}: missing, {INDEX} names it")
+                raise InputError(f"{folder / file}: missing, {place} names it")
             said, there = {name for name, place in files.items() if place == file}, set(_names(folder / file))
             if lacking := sorted(said - there):
-                raise InputError(f"{folder / file}: lacks {lacking[0]}, which {INDEX} says is in it")
+                raise InputError(f"{folder / file}: lacks {lacking[0]}, which {place} says is in it")
             if strange := sorted(there - said):
-                raise InputError(f"{folder / file}: holds {strange[0]}, of which {INDEX} knows nothing")
-        return cls(folder, dict(files), index)
+                raise InputError(f"{folder / file}: holds {strange[0]}, of which {place} knows nothing")
+        return cls(folder, dict(files), index, named)
 
     def names(self, prefix: str = "") -> list[str]:
         """The names of the tensors that begin with a prefix, whole."""
@@ -93,18 +102,19 @@ class Shards:
             raise ValueError(f"{strange[0]} is not in {self.folder}")
         if self.folder.resolve() in folder.resolve().parents:
             raise InputError(f"{folder}: expected a folder outside of {self.folder}, of which it will be a copy")
-        mine = shards if self.index is None else shards | {INDEX}
-        if strange := sorted({path.name for path in folder.glob("model*.safetensors*")} - mine):
+        mine = shards if self.index is None else shards | {self.named or INDEX}
+        if not self.named and (strange := sorted({path.name for path in folder.glob("model*.safetensors*")} - mine)):
             raise InputError(f"{folder / strange[0]}: another model's weights lie there")
         folder.mkdir(parents=True, exist_ok=True)
         total = 0
         for place in sorted(shards):
             total += self._save_shard(place, folder / place, changed)
-        for source in _others(self.folder, shards | {INDEX}):
+        old = {path.name for pattern in ("*.safetensors*", "*.pt") for path in self.folder.glob(pattern) if self.named}
+        for source in _others(self.folder, mine | old | {INDEX}):
             _copy(source, folder / source.relative_to(self.folder))
         if self.index is not None:
             index = self.index | {"metadata": self.index.get("metadata", {}) | {"total_size": total}}
-            (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+            (folder / (self.named or INDEX)).write_text(json.dumps(index, indent=2) + "\n")
 
     def _save_shard(self, place: str, target: Path, changed: Mapping[str, torch.Tensor]) -> int:
         """Write one file again; returns its tensors' bytes."""
@@ -142,6 +152,17 @@ def check_fit(network: nn.Module, shapes: Mapping[str, Sequence[int]], where: st
     for name, shape in shapes.items():
         if [*shape] != expected[name]:
             raise InputError(f"{where}: {name}: expected the shape {expected[name]}, got {[*shape]}")
+
+
+def _named(config: Path) -> str | None:
+    """The file of the weights that a config.json says. InputError for one that is not there."""
+    said = read_json(config, "the config of a model").get("transformers_weights") if config.is_file() else None
+    if said is None:
+        return None
+    known = isinstance(said, str) and said.endswith((".safetensors", ".safetensors.index.json"))
+    if not known or Path(said).name != said or not (config.parent / said).is_file():
+        raise InputError(f"{config}: transformers_weights: expected a file of weights beside it, got {said!r}")
+    return said
 
 
 def _names(file: Path) -> list[str]:

@@ -11,6 +11,7 @@ from transformers import CsmConfig, CsmProcessor
 
 from elocute.data.cache import EncodedAudio
 from elocute.data.rows import AUDIO_MARK
+from elocute.data.shards import Shards
 from elocute.data.types import Example
 from elocute.errors import InputError
 from elocute.models.frames import check_codec, load_config
@@ -134,6 +135,7 @@ def load_template(folder: str | Path) -> CsmTemplate:
             raise InputError(f"{folder}: config.json says {name} is {id}, the tokenizer {vocabulary.get(name)}")
     if (last := max(vocabulary.values())) >= config.text_vocab_size:
         raise InputError(f"{folder}: the tokenizer has ids up to {last}, the model's text {config.text_vocab_size}")
+    Shards.open(folder)
     return CsmTemplate(processor, config, load_schema(SHIPPED["paper"]), control_tokens(processor.tokenizer))
 
 

@@ -31,10 +31,16 @@ class FrameLM(SpeechLM):
     folder: Path
 
     def save(self, folder: str | Path) -> None:
-        """Write the folder again as it was, with the network's weights as they are now (LoRA merged)."""
-        shards = Shards.open(self.folder)
-        state = self.plain_model().state_dict()
-        shards.save(folder, {name: tensor for name, tensor in state.items() if name in shards.files})
+        """Write the folder again as it was, with the network's weights as they are now (LoRA merged).
+
+        InputError when it has changed since, so that it has no place for some of them.
+        """
+        shards, state = Shards.open(self.folder), self.plain_model().state_dict()
+        written = {name: tensor for name, tensor in state.items() if name in shards.files}
+        places = {tensor.data_ptr() for tensor in written.values()}  # of tied weights, one name is enough
+        if lost := sorted(name for name, tensor in state.items() if tensor.data_ptr() not in places):
+            raise InputError(f"{self.folder}: its weights have no {lost[0]}, which was loaded from there")
+        shards.save(folder, written)
 
     def depth_heads(self) -> list[torch.nn.Module]:
         """What says a frame's cells after the first, one by one."""

@@ -26,6 +26,7 @@ from elocute.models import kimi
 from elocute.models.batch import Batch, States
 from elocute.models.layout import Tokens
 from elocute.models.speech_lm import SpeechLM, beside, check_answer, sound_of, units_of
+from elocute.speech.glm4voice.tokenizer import check_units
 from elocute.speech.kimi.codec import KimiCodec
 from elocute.speech.kimi.whisper import WhisperFeatures
 
@@ -87,10 +88,6 @@ class KimiLM(SpeechLM):
         folder = Path(folder)
         tokenizer, marks, _ = load_vocabulary(folder)
         codec = KimiCodec.load(folder, speech_tokenizer(folder))
-        if codec.n_units != marks.n_codes:
-            raise InputError(
-                f"{folder}: the speech tokenizer has {codec.n_units} codes, the model's vocabulary {marks.n_codes}"
-            )
         whisper = WhisperFeatures.load(folder / LINKED[0])
         return cls(kimi.load_network(folder, dtype=dtype), tokenizer, marks, codec, whisper, folder)
 
@@ -277,8 +274,11 @@ def padded(prompts: Sequence[Prompt], device) -> dict[str, torch.Tensor]:
 
 def load_vocabulary(folder: Path) -> tuple[kimi.KimiTokenizer, kimi.Marks, kimi.KimiConfig]:
     """All of a folder but weights and sound. InputError names what is missing or does not fit."""
-    speech_tokenizer(folder)
-    return kimi.load_vocabulary(folder)
+    heard_by = speech_tokenizer(folder)
+    kimi.check_network(folder)
+    tokenizer, marks, config = kimi.load_vocabulary(folder)
+    check_units(heard_by, marks.n_codes, folder)
+    return tokenizer, marks, config
 
 
 def speech_tokenizer(folder: Path) -> Path:

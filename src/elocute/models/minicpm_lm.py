@@ -75,6 +75,16 @@ class MiniCPMLM(SpeechLM):
         """Write a folder as the published one (LoRA merged)."""
         self.plain_model().save(folder)
 
+    @property
+    def context(self) -> int:
+        """The LLM's: the most tokens that a prompt and what is written may have together."""
+        return self.config.llm.max_position_embeddings
+
+    def lora_modules(self, targets: Sequence[str]) -> list[str]:
+        """Modules whose names end so, but for the audio encoder's, which is frozen."""
+        names = (name for name, _ in self.core().named_modules() if not name.startswith("apm."))
+        return [name for name in names if any(f".{name}".endswith(f".{target}") for target in targets)]
+
     # tokens in
 
     def encode_prompt(self, example: Example, audio: EncodedAudio) -> Prompt:
@@ -236,23 +246,29 @@ class SpeechDecoder:
     """Speech that grows, as models/one_stream.py has it; hidden: [rows, D], once for each codebook."""
 
     def __init__(self, lm: MiniCPMLM, rows: list[int], slots: tuple[torch.Tensor, torch.Tensor], voice: torch.Tensor):
-        self.tts, self.rows = lm.core().tts, rows
+        self.lm, self.tts, self.rows = lm, lm.core().tts, rows
         self.heads = list(self.tts.head_code)
         text, length = slots
         most = int(length.max())
         self.cache = SpeechCache(most)
         valid = torch.arange(most, device=text.device) < length[:, None]
-        self.tts.read_text(self.cache, text[:, :most], valid, voice)
-        self.hidden = [self.tts.read_frame(self.cache, None)] * len(self.heads)
+        with lm.computing():
+            self.tts.read_text(self.cache, text[:, :most], valid, voice)
+        self._read(None)
 
     def step(self, ids: torch.Tensor) -> None:
         """Take the rows' next frames, int64 [rows, codebooks]."""
-        self.hidden = [self.tts.read_frame(self.cache, ids)] * len(self.heads)
+        self._read(ids)
 
     def keep(self, rows: torch.Tensor) -> None:
         """Go on with these rows only, int64."""
         self.cache.layers.batch_select_indices(rows)
         self.cache.valid = self.cache.valid[rows]
+
+    def _read(self, ids: torch.Tensor | None) -> None:
+        with self.lm.computing():
+            states = self.tts.read_frame(self.cache, ids)
+        self.hidden = [states.to(self.heads[0].weight.dtype)] * len(self.heads)
 
 
 def load_vocabulary(folder: Path) -> tuple[ChatTemplate, BertTokenizerFast]:

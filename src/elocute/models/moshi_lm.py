@@ -27,6 +27,7 @@ from transformers.models.moshi.modeling_moshi import MoshiFlexibleLinear
 
 from elocute.data.cache import EncodedAudio
 from elocute.data.rows import AUDIO_MARK
+from elocute.data.shards import Shards
 from elocute.data.types import AudioRef, Example, Message, Utterance
 from elocute.errors import InputError
 from elocute.models.frames import FrameLM, StackedHead, check_codec, load_config
@@ -292,6 +293,7 @@ def load_vocabulary(folder: Path) -> tuple[AutoTokenizer, MoshiConfig]:
         raise InputError(
             f"{folder}: the tokenizer has ids up to {size - 1}, the model's vocabulary {config.vocab_size}"
         )
+    Shards.open(folder)
     return tokenizer, config
 
 

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from elocute.data.audio import load_audio
 from elocute.data.cache import EncodedAudio
+from elocute.data.files import read_json
 from elocute.data.types import Answer, AudioRef, Example, Utterance
 from elocute.errors import InputError, naming
 from elocute.models import one_stream
@@ -78,6 +79,11 @@ class SpeechLM:
         """InputError, about `what`, when so many tokens do not fit into the context."""
         if self.context is not None and tokens > self.context:
             raise InputError(f"{what}: too long: at least {tokens} tokens, the model's context holds {self.context}")
+
+    def check_fits(self, what: str, prompt, answer: Tokens) -> None:
+        """InputError, about `what`, when an answer, each of its stages alone, does not fit into the context."""
+        written = int(answer.text.sum()) if len(self.streams) > 1 else 0
+        self.check_length(what, len(prompt) + max(written, (len(answer) - written) // self.streams[-1]))
 
     def encode_target(self, example: Example, audio: EncodedAudio) -> Tokens:
         """The row's supervised answer, laid out. InputError when the row has none or it does not fit the layout."""
@@ -244,6 +250,7 @@ def read_settings(folder: Path) -> dict:
     file = folder / "elocute.json"
     if not folder.is_dir():
         raise InputError(f"{folder}: model: expected a folder, there is none")
+    _refuse_adapter(folder / "adapter_config.json")
     if not file.is_file() and (kind := _published_kind(folder / "config.json")):
         return {"kind": kind}
     if not file.is_file():
@@ -257,3 +264,13 @@ def read_settings(folder: Path) -> dict:
     if (kind := settings.get("kind", "interleaved")) not in KINDS:
         raise InputError(f"{file}: kind: expected {', '.join(KINDS[:-1])} or {KINDS[-1]}, got {kind!r}")
     return settings
+
+
+def _refuse_adapter(file: Path) -> None:
+    """InputError where peft says that an adapter lies: some loaders would add it, whatever its base was, others not."""
+    if file.is_file():
+        base = read_json(file, "the config of a peft adapter").get("base_model_name_or_path")
+        raise InputError(
+            f"{file}: model: expected a whole model, this is an adapter trained for {base}: merge the two with peft's "
+            "merge_and_unload, and take away this file"
+        )

@@ -35,7 +35,7 @@ from elocute.models.layout import Tokens
 from elocute.models.speech_lm import SpeechLM, beside, check_answer, read_settings, sound_of, units_of
 from elocute.speech.glm4voice.codec import Glm4VoiceCodec
 from elocute.speech.glm4voice.decoder import SpeechDecoder
-from elocute.speech.glm4voice.tokenizer import SpeechTokenizer
+from elocute.speech.glm4voice.tokenizer import SpeechTokenizer, check_units
 
 PARTS = {"speech_tokenizer": "glm-4-voice-tokenizer", "speech_decoder": "glm-4-voice-decoder"}
 
@@ -140,10 +140,6 @@ class VitaLM(SpeechLM):
         tokens = load_vocabulary(folder)
         tokenizer, decoder = (beside(folder, key, name) for key, name in PARTS.items())
         codec = Glm4VoiceCodec(SpeechTokenizer.load(tokenizer), SpeechDecoder.load(decoder))
-        if codec.n_units != tokens.n_units:
-            raise InputError(
-                f"{folder}: the speech tokenizer has {codec.n_units} units, the model's vocabulary {tokens.n_units}"
-            )
         ears = None if tokens.context is None else vita.UserAudio.load(folder, dtype=dtype)
         return cls(vita.load_network(folder, dtype=dtype), tokens, codec, ears, folder)
 
@@ -284,6 +280,7 @@ def read_mtp(folder: Path, config: vita.VitaConfig) -> tuple[list[int] | None, o
 def load_vocabulary(folder: Path) -> vita.VitaTokens:
     """All of a folder but weights and sound. InputError names what is missing or does not fit."""
     read_mtp(folder, vita.check_network(folder))
-    for key, name in PARTS.items():
-        beside(folder, key, name)
-    return vita.load_tokens(folder)
+    tokenizer, _ = (beside(folder, key, name) for key, name in PARTS.items())
+    tokens = vita.load_tokens(folder)
+    check_units(tokenizer, tokens.n_units, folder)
+    return tokens

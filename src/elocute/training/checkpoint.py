@@ -46,6 +46,12 @@ def load_weights(folder: Path, module: torch.nn.Module) -> None:
     if saved.keys() != current.keys():
         odd = sorted(saved.keys() ^ current.keys())[0]
         raise InputError(f"{folder}: checkpoint of another model or LoRA setting: parameter {odd} does not match")
+    for name, parameter in current.items():
+        if saved[name].shape != parameter.shape:
+            raise InputError(
+                f"{folder}: checkpoint of another model or LoRA setting: parameter {name}: expected the shape "
+                f"{[*parameter.shape]}, got {[*saved[name].shape]}"
+            )
     with torch.no_grad():
         for name, parameter in current.items():
             parameter.copy_(saved[name])

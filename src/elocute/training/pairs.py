@@ -48,8 +48,10 @@ class PairMaker:
         prompt = self.lm.encode_prompt(example, self.audio)
         if self.spec.mode != "best_worst":
             self.chosen[example.id] = self.lm.encode_target(example, self.audio)
+            self.lm.check_fits(f"{example.where}: sft_target", prompt, self.chosen[example.id])
         if self.spec.mode == "offline" or (self.spec.mode == "auto" and not _lacks_rejected(example)):
             self.rejected[example.id] = self._rejected(example, self.chosen[example.id])
+            self.lm.check_fits(f"{example.where}: rejected", prompt, self.rejected[example.id])
         if self.samples(example):
             self.lengths[example.where] = len(prompt)
         self._weight(example)
@@ -59,6 +61,8 @@ class PairMaker:
         chosen = self.chosen.get(example.id) or self.lm.encode_target(example, self.audio)
         rejected = self.rejected.get(example.id) or self._rejected(example, chosen)
         prompt = self.lm.encode_prompt(example, self.audio)
+        self.lm.check_fits(f"{example.where}: sft_target", prompt, chosen)
+        self.lm.check_fits(f"{example.where}: rejected", prompt, rejected)
         return Pair(prompt, chosen, rejected, self._weight(example), self.reference.get(example.id))
 
     def samples(self, example: Example) -> bool:

@@ -251,7 +251,8 @@ class Trainer:
             self.lengths[example.where] = len(prompt)
         mixing = self.recipe.objective.mixing
         if isinstance(mixing, Adaptive) or mixing.value < 1:
-            self.targets[example.id] = self.lm.encode_target(example, self.audio)
+            target = self.targets[example.id] = self.lm.encode_target(example, self.audio)
+            self.lm.check_fits(f"{example.where}: sft_target", prompt, target)
 
     def _save(self) -> None:
         self.accelerator.wait_for_everyone()

@@ -30,7 +30,8 @@ class MiniCPMO(nn.Module):
     """The parts that were loaded, under the prefixes of the published weights; those that were not are None.
 
     Its state_dict has the published names. peft adapts it as any network: LoRA's target modules are found in the LLM,
-    the audio encoder and the TTS decoder alike, unless the names say more (`tts.model.layers…`).
+    the audio encoder (models/minicpm_lm.py leaves it out) and the TTS decoder alike, unless the names say more
+    (`tts.model.layers…`).
     """
 
     def __init__(self, config: MiniCPMOConfig, source: Shards, parts: dict[str, nn.Module]):

@@ -165,6 +165,12 @@ class SpeechTokenizer:
         return units[mask[:: _CONV_STRIDE * self.model.pool].to(device)].cpu().numpy()
 
 
+def check_units(folder: Path, n_units: int, model: Path) -> None:
+    """InputError unless the tokenizer of a folder, of which config.json alone is read, has as many units as a model."""
+    if (has := _read_config(Path(folder) / "config.json").quantize_vocab_size) != n_units:
+        raise InputError(f"{model}: {folder} has {has} units, the model's vocabulary {n_units}")
+
+
 def _read_config(file: Path) -> WhisperConfig:
     said = read_json(file, "the config of a WhisperVQ")
     for key in _SIZES:
