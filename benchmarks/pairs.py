@@ -74,6 +74,8 @@ def make_rows(kind: str, prompts: int, candidates: int, path: Path, seed: int = 
                 "task_type": "s2s",
                 "output": {str(one): answer(prompt, one) for one in range(candidates)},
             }
+            if kind == "units":
+                row["units_codec"] = "0" * 64
             before = "[" if number == 0 else ", "
             file.write(f"{before}{json.dumps(row)}" if kind == "array" else json.dumps(row) + "\n")
         file.write("]" if kind == "array" else "")
@@ -106,8 +108,8 @@ def naive(source: str, output: str) -> None:
                 row[f"{field}_audio"] = os.path.join("..", one["output-audio"])
                 if one.get("output-units"):
                     row[f"{field}_units"] = one["output-units"]
-            row |= {"chosen_score": best[0], "rejected_score": worst[0], "score_gap": gap}
-            row |= {"chosen_key": best[5], "rejected_key": worst[5]}
+            row |= {"chosen_score": -best[0], "rejected_score": -worst[0], "score_gap": gap}
+            row |= {"chosen_key": best[4], "rejected_key": worst[4]}
             heapq.heappush(pairs, (-gap, number, row))
     mean = sum(-pair[0] for pair in pairs) / len(pairs)
     with open(output, "w") as file:

@@ -340,10 +340,11 @@ def without_means(entry: Any) -> Any:
 
 
 def deciding(rewards: Sequence[Mapping[str, Any]], listen: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:
-    """What decides a run, by name: of its recipe's entries the rewards that count or gate, and the ear `listen`."""
-    gating = {reward["gate"]["reward"] for reward in rewards if reward.get("gate")}
+    """What decides a run, by name: of its recipe's entries the rewards that count, gate or credit, and the ear `listen`."""
+    counting = {reward["gate"]["reward"] for reward in rewards if reward.get("gate")}
     named = {reward.get("name") or reward["kind"]: reward for reward in rewards}
-    found = {name: entry for name, entry in named.items() if entry.get("weight", 1) > 0 or name in gating}
+    counting |= {name for name, entry in named.items() if entry.get("weight", 1) > 0 or entry.get("unit_credit")}
+    found = {name: entry for name, entry in named.items() if name in counting}
     return found | ({"listen": listen} if listen else {})
 
 

@@ -18,7 +18,7 @@ def identity(spec: RewardSpec, reward: Reward) -> dict[str, Any]:
 
     reward: what was built from it; the model that its endpoint is asked for stands in the entry. No key, no address.
     """
-    entry = without_means(spec.model_dump(mode="json", exclude={"name", "weight", "gate"}))
+    entry = without_means(spec.model_dump(mode="json", exclude={"name", "weight", "gate", "unit_credit"}))
     if hasattr(reward, "endpoint"):
         entry["model"] = reward.endpoint.entry.model
     return {"spec": entry, "digests": digests(spec)}
