@@ -17,6 +17,7 @@ from elocute.errors import InputError
 from elocute.models import TtsLM
 from elocute.models.layout import Layout
 from elocute.recipe import load_recipe
+from elocute.recipe.rewards import deciding
 from elocute.recipe.schema import PolicyGradient
 from elocute.rewards.build import build_reward
 from elocute.rewards.combine import build_mixer
@@ -229,6 +230,13 @@ def test_what_a_reward_of_its_own_units_finds_broken_is_broken(folder):
     outcomes = {"asr": [Scored(1.0), Scored(1.0)], "long": [Invalid("nothing to measure"), Scored(1.0)]}
     assert mixer.combine(outcomes, [0] * len(answers)).values == [0.0, 1.0]
     mixer.close()
+
+
+def test_a_reward_that_credits_units_decides_the_run(folder):
+    said = with_units(folder).model_dump(mode="json")
+    assert set(deciding(said["rewards"], None)) == {"asr", "long"}  # though long has weight 0
+    said["rewards"][1]["unit_credit"] = None
+    assert set(deciding(said["rewards"], None)) == {"asr"}
 
 
 def test_a_whole_step_with_and_without(folder, tmp_path):

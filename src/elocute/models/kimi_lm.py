@@ -22,7 +22,7 @@ from elocute.data.cache import EncodedAudio
 from elocute.data.rows import AUDIO_MARK
 from elocute.data.types import AudioRef, Example, Utterance
 from elocute.errors import InputError
-from elocute.models import kimi
+from elocute.models import kimi, one_stream
 from elocute.models.batch import Batch, States
 from elocute.models.layout import Tokens
 from elocute.models.speech_lm import SpeechLM, beside, check_answer, sound_of, units_of
@@ -193,7 +193,7 @@ class KimiLM(SpeechLM):
             audio_ids=answer[:, :-1, 0],
             text_ids=answer[:, :-1, 1],
             attention_mask=whole,
-            position_ids=_positions(whole)[:, prompt["attention_mask"].shape[1] :],
+            position_ids=one_stream.positions(whole)[:, prompt["attention_mask"].shape[1] :],
             past_key_values=out.past_key_values,
             use_cache=True,
         )
@@ -212,7 +212,7 @@ class KimiLM(SpeechLM):
             features=prompt["features"],
             continuous=torch.nn.functional.pad(prompt["continuous"], (0, answer.shape[1])),
             attention_mask=whole,
-            position_ids=_positions(whole),
+            position_ids=one_stream.positions(whole),
         )
         return out.audio[:, start - 1 : -1], out.text[:, start - 1 : -1]
 
@@ -268,7 +268,7 @@ def padded(prompts: Sequence[Prompt], device) -> dict[str, torch.Tensor]:
         "features": torch.cat([prompt.features for prompt in prompts]).to(device),
         "continuous": pad(prompt.continuous for prompt in prompts),
         "attention_mask": mask,
-        "position_ids": _positions(mask),
+        "position_ids": one_stream.positions(mask),
     }
 
 
@@ -290,10 +290,6 @@ def _steps(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """A batch's answers step by step: ids [B, T, 2], mask [B, T]."""
     rows = len(batch.answer_ids)
     return batch.answer_ids.view(rows, -1, STREAMS), batch.answer_mask[:, ::STREAMS]
-
-
-def _positions(mask: torch.Tensor) -> torch.Tensor:
-    return (mask.cumsum(1) - 1).clamp(min=0)
 
 
 def _link(source: Path, place: Path) -> None:

@@ -195,7 +195,7 @@ class MiniCPMLM(SpeechLM):
         """The voice [B, D] of each answer, and the LLM's states [B, N, D] before each of its tokens."""
         device = batch.answer_ids.device
         inputs = self.prompt_inputs(batch.prompts, device)
-        texts, mask = _right_padded([answer.written for answer in answers], device)
+        texts, mask = one_stream.right_padded([answer.written for answer in answers], device)
         embedded = self.core().llm.get_input_embeddings()(texts)
         whole = torch.cat([inputs["attention_mask"][batch.owner], mask], 1)
         hidden, _ = self.hidden(
@@ -276,9 +276,3 @@ def load_vocabulary(folder: Path) -> tuple[ChatTemplate, BertTokenizerFast]:
     config, source = open_folder(folder)
     make_parts(config, source)
     return make_template(folder, config, *load_tokenizer(folder, config)), load_text_tokenizer(folder, config.tts)
-
-
-def _right_padded(rows: Sequence[Sequence[int]], device) -> tuple[torch.Tensor, torch.Tensor]:
-    pad = torch.nn.utils.rnn.pad_sequence
-    ids = pad([torch.tensor(row, dtype=torch.long) for row in rows], True)
-    return ids.to(device), pad([torch.ones(len(row), dtype=torch.long) for row in rows], True).to(device)

@@ -152,7 +152,7 @@ class OmniLM(SpeechLM):
         replies = [self.layout.read(ids[mask]) for ids, mask in rows]
         written = torch.tensor([len(reply.written) for reply in replies], device=device)
         in_text = batch.columns < written[batch.rows]
-        ids, mask = _right_padded([reply.written for reply in replies], device)
+        ids, mask = one_stream.right_padded([reply.written for reply in replies], device)
         writes, speaks = bool(in_text.any()), bool((~in_text).any())
         with torch.set_grad_enabled(torch.is_grad_enabled() and writes):
             texts = replace(batch, answer_ids=ids, answer_mask=mask)
@@ -182,7 +182,7 @@ class OmniLM(SpeechLM):
         """The talker's states before each code of those that speak [R, T, D]. asked, before: one_stream.run's."""
         device, owner = before.device, batch.owner[speaking]
         start = [self.config.talker_config.tts_codec_pad_token_id, self.config.talker_config.tts_codec_start_token_id]
-        codes, mask = _right_padded([[*start, *replies[row].codes[:-1]] for row in speaking], device)
+        codes, mask = one_stream.right_padded([[*start, *replies[row].codes[:-1]] for row in speaking], device)
         lines = [self.lines(replies[row], before[row, 1:]) for row in speaking]
         tail = self.talker_inputs(lines, codes, 0)
         prompts, prompt_mask = self.talker_prompts(batch.prompts, asked, batch.owner)
@@ -315,9 +315,3 @@ def load_vocabulary(folder: Path) -> tuple:
     read_extractor(folder)
     check_codes(folder, network.config, network.config.token2wav_config.dit_config.num_embeds + 1)
     return ChatTemplate.load(folder, network.config), read_speaker(folder, settings.get("speaker", SPEAKER))
-
-
-def _right_padded(rows: Sequence[Sequence[int]], device) -> tuple[torch.Tensor, torch.Tensor]:
-    pad = torch.nn.utils.rnn.pad_sequence
-    ids = pad([torch.tensor(row, dtype=torch.long) for row in rows], True)
-    return ids.to(device), pad([torch.ones(len(row), dtype=torch.long) for row in rows], True).to(device)

@@ -25,7 +25,7 @@ def run(lm, batch: Batch, *, share_prompts: bool) -> tuple[torch.Tensor, torch.T
 def _shared(lm, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     inputs = lm.prompt_inputs(batch.prompts, batch.answer_ids.device)
     prompt_mask = inputs["attention_mask"]
-    prompt, cache = lm.hidden(**inputs, position_ids=_positions(prompt_mask), use_cache=True)
+    prompt, cache = lm.hidden(**inputs, position_ids=positions(prompt_mask), use_cache=True)
     first = prompt[batch.owner, -1:]
     if batch.answer_ids.shape[1] == 1:
         return prompt[batch.owner], first
@@ -34,7 +34,7 @@ def _shared(lm, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     rest, _ = lm.hidden(
         input_ids=batch.answer_ids[:, :-1],
         attention_mask=mask,
-        position_ids=_positions(mask)[:, prompt_mask.shape[1] :],
+        position_ids=positions(mask)[:, prompt_mask.shape[1] :],
         past_key_values=cache,
         use_cache=True,
     )
@@ -48,7 +48,7 @@ def _joined(lm, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     [(name, prompt)] = [(name, tensor) for name, tensor in inputs.items() if name != "attention_mask"]
     answer = batch.answer_ids if name == "input_ids" else lm.embed(batch.answer_ids)
     whole = {name: torch.cat([prompt[batch.owner], answer], 1), "attention_mask": mask}
-    hidden, _ = lm.hidden(**whole, position_ids=_positions(mask), use_cache=False)
+    hidden, _ = lm.hidden(**whole, position_ids=positions(mask), use_cache=False)
     return hidden[:, : prompt.shape[1]], hidden[:, prompt.shape[1] - 1 : -1]
 
 
@@ -65,11 +65,11 @@ class Decoder:
         self.rows = range(len(prompts) * group_size)
         inputs = lm.prompt_inputs(prompts, lm.head().weight.device)
         mask = inputs["attention_mask"]
-        positions = _positions(mask)
-        self.prompt, self.cache = lm.hidden(**inputs, position_ids=positions, use_cache=True)
+        places = positions(mask)
+        self.prompt, self.cache = lm.hidden(**inputs, position_ids=places, use_cache=True)
         self.cache.batch_repeat_interleave(group_size)
         self.mask = mask.repeat_interleave(group_size, 0)
-        self.position = positions[:, -1].repeat_interleave(group_size)
+        self.position = places[:, -1].repeat_interleave(group_size)
         self.hidden = [self.prompt[:, -1].repeat_interleave(group_size, 0)]
 
     def step(self, ids: torch.Tensor) -> None:
@@ -99,5 +99,13 @@ def padded(prompts: Sequence[torch.Tensor], device) -> tuple[torch.Tensor, torch
     return ids.to(device), mask.to(device)
 
 
-def _positions(mask: torch.Tensor) -> torch.Tensor:
+def positions(mask: torch.Tensor) -> torch.Tensor:
+    """Of a mask's tokens, counted from each row's first: int64 [rows, T]."""
     return (mask.cumsum(1) - 1).clamp(min=0)
+
+
+def right_padded(rows: Sequence[Sequence[int]], device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids on the left of zeros, and where they stand: int64 [rows, longest] both."""
+    pad = torch.nn.utils.rnn.pad_sequence
+    ids = pad([torch.tensor(row, dtype=torch.long) for row in rows], True)
+    return ids.to(device), pad([torch.ones(len(row), dtype=torch.long) for row in rows], True).to(device)

@@ -340,7 +340,7 @@ def without_means(entry: Any) -> Any:
 
 
 def deciding(rewards: Sequence[Mapping[str, Any]], listen: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:
-    """What decides a run, by name: of its recipe's entries the rewards that count, gate or credit, and the ear `listen`."""
+    """What decides a run, by name: the rewards of its recipe that count, gate or credit, and the ear `listen`."""
     counting = {reward["gate"]["reward"] for reward in rewards if reward.get("gate")}
     named = {reward.get("name") or reward["kind"]: reward for reward in rewards}
     counting |= {name for name, entry in named.items() if entry.get("weight", 1) > 0 or entry.get("unit_credit")}
