@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from elocute.data.cache import EncodedAudio
 from elocute.data.rows import read_rows
 from elocute.data.types import Example
+from elocute.models.interleaved import load_tokenizer
 from elocute.models.reading import labels_of, text_of
 from elocute.models.tts_lm import TtsLM, make_layout, make_template
 from elocute.prosody.schema import Schema, load_schema
@@ -103,6 +104,8 @@ def main() -> None:
     labels = [SETTINGS["label_token"].format(dimension=name, label=label)
               for name, dimension in schema.dimensions.items() for label in dimension.labels]  # fmt: skip
     tokenizer = make_tokenizer(list(map(text_of, rows)), codec.n_units, [*CONTROL, *labels], "<|speech_end|>")
+    if asked.start:
+        tokenizer = load_tokenizer(asked.start)
     layout, template = make_layout(asked.out, SETTINGS, tokenizer, codec), make_template(asked.out, SETTINGS, tokenizer)
     lm = TtsLM(small_llama(tokenizer, asked.hidden, asked.layers), tokenizer, layout, codec, SETTINGS, template)
     if asked.start:

@@ -188,20 +188,21 @@ def test_loss_and_gradient_are_the_twins(folder, credit, normaliser):
         assert (ours.grad.double() - theirs.grad).norm() <= 3e-5 * theirs.grad.norm(), name
 
 
-def with_units(folder: Path, *overrides: str, units: str = "prosody", gate: str = ""):
+def with_units(folder: Path, *overrides: str, units: str = "prosody", gate: str = "", first: int | None = None):
     """Words count for all tokens; how long the answer takes counts by itself, for some units."""
     (folder / "long.py").write_text("def long(waveforms): return [len(waveform) / 16000 for waveform in waveforms]\n")
     ear = f"{{kind: pocketsphinx, vocabulary: '{folder / 'words.txt'}'}}"
     long = f"{{kind: function, name: long, function: '{folder / 'long.py'}:long', low: 0, high: 9, weight: 0, "
-    long += f"unit_credit: {{units: {units}, weight: 0.7}}{gate}}}"
+    long += f"unit_credit: {{units: {units}, weight: 0.7, first: {first or 'null'}}}{gate}}}"
     return make_recipe(folder, f"rewards=[{{kind: asr, ear: {ear}}}, {long}]", *overrides)
 
 
 @pytest.mark.parametrize("gate", ["", ", gate: {reward: asr, at_least: 0.9}"])
-@pytest.mark.parametrize("units", ["prosody", "spectral"])
-def test_a_reward_credits_the_units_that_carry_it(folder, units, gate):
-    """Token by token: 0.7 times the reward's own advantage where the unit is of its kind, nothing elsewhere."""
-    recipe = with_units(folder, units=units, gate=gate)
+@pytest.mark.parametrize(("units", "first"), [("prosody", None), ("prosody", 1), ("spectral", None), ("spectral", 3)])
+def test_a_reward_credits_the_units_that_carry_it(folder, units, first, gate):
+    """Token by token: 0.7 times the reward's own advantage where the unit is of its kind, nothing elsewhere; and
+    nothing behind the first ones, where only those are asked for."""
+    recipe = with_units(folder, units=units, gate=gate, first=first)
     lm = load_policy(recipe).lm
     experience = experience_of(lm, recipe, SPOKEN)
     rows = Trainer.rollout_rows(Rows(recipe, lm), experience)
@@ -210,12 +211,14 @@ def test_a_reward_credits_the_units_that_carry_it(folder, units, gate):
     counted = [0.0 if gate and right < 0.9 else value for right, value in zip(heard, long, strict=True)]
     mean = sum(counted) / 4
     std = math.sqrt(sum((value - mean) ** 2 for value in counted) / 4)
-    first, prosody = lm.layout.first_unit, lm.layout.first_unit + lm.codec.shape.codebook
-    mine = range(prosody, first + lm.codec.n_units) if units == "prosody" else range(first, prosody)
+    start, prosody = lm.layout.first_unit, lm.layout.first_unit + lm.codec.shape.codebook
+    mine = range(prosody, start + lm.codec.n_units) if units == "prosody" else range(start, prosody)
     seen = set()
     for value, rollout, row in zip(counted, experience.rollouts, rows.credit.tolist(), strict=True):
+        left = math.inf if first is None else first
         for token, given_ in zip(rollout.tokens.ids.tolist(), row, strict=False):
-            own = token in mine
+            own = token in mine and left > 0
+            left -= token in mine
             assert given_ == pytest.approx(0.7 * (value - mean) / (std + 1e-4) if own else 0, abs=1e-6)
             seen.add(own)
         assert not any(row[len(rollout.tokens) :])

@@ -23,6 +23,8 @@ class UnitCredit(Spec):
 
     units: str
     """A part of the codec's units; the starter codec's are `prosody` and `spectral`."""
+    first: Annotated[int, Field(ge=1)] | None = None
+    """Only so many of them, from the answer's beginning: where it settles how it will sound; default: all."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Of that advantage, beside the one that all tokens have from the sum of the rewards."""
 

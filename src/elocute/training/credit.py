@@ -83,7 +83,10 @@ def unit_credit(
         there = scored & experience.available[experience.mine]
         advantages = group_advantages(own, there, baseline=spec.baseline, scale=spec.scale).float().reshape(-1, 1)
         part = lm.codec.parts[credit.units]
-        total += credit.weight * advantages * ((units >= part.start) & (units < part.stop))
+        mine = (units >= part.start) & (units < part.stop)
+        if credit.first is not None:
+            mine &= mine.cumsum(1) <= credit.first
+        total += credit.weight * advantages * mine
     return total
 
 
