@@ -67,6 +67,28 @@ def test_an_array_gives_the_pairs_that_its_lines_give(folders, indent):
     assert len(pairs) == 60 and pairs[9]["new"] == rows[9]["new"]
 
 
+@pytest.mark.parametrize(("indent", "workers"), [(None, 1), (0, 2)])
+def test_what_looks_like_the_end_of_a_row_is_none(folders, indent, workers):
+    rows = some_rows(120)
+    for one in rows[40::7]:  # longer than a part
+        one["new"] = [{"messages": one["id"]}] * 200
+    content, folder = json.dumps(rows, indent=indent), folders("array")
+    array = built(folder, content, workers=workers)
+    assert [json.loads(line) for line in array.splitlines()] == [
+        json.loads(line) for line in built(folders("lines"), as_lines(rows)).splitlines()
+    ]
+    spans = list(Source(str(folder / "c.jsonl")).guessed_spans(2000))
+    whole = [_is_json(content[span.start : span.end]) for span in spans]
+    assert all(whole[:5]) and not all(whole)  # else this tests nothing
+
+
+def _is_json(rows):
+    try:
+        return bool(json.loads(f"[{rows.lstrip(', ')}]"))
+    except ValueError:
+        return False
+
+
 def test_workers_and_the_size_of_parts_do_not_matter(folders):
     content = as_lines(some_rows(200))
     for told in ({}, {"top_k": 50, "max_samples": 20, "seed": 3}):

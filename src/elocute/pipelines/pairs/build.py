@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +54,10 @@ def build_pairs(
         total.add(made)
         parts.append(made)
 
-    with _journal(options, origin | {"part_bytes": part_bytes}, take) as journal:
+    with _journal(options, origin, take) as journal:
         folder = journal.path.parent
-        with part_makers((options, str(folder), source.array), workers or worker_count(source.size)) as make:
-            from elocute.pipelines.pairs.merge import merge  # here: numpy takes as long to be there as the workers
-
-            for made in make(islice(source.spans(part_bytes), len(parts), None)):
+        with contextlib.closing(_parts(options, source, folder, total, part_bytes, workers)) as all_made:
+            for made in all_made:
                 journal.append([msgspec.to_builtins(made)])
                 take(made)
                 if len(total.bad) >= MOST_BAD:
@@ -68,7 +65,25 @@ def build_pairs(
                 if not total.bad:
                     progress("MiB of candidates", -(-total.end // 2**20), -(-source.size // 2**20), {})
         _refuse_bad(source, total)
+        from elocute.pipelines.pairs.merge import merge
+
         return merge(options, source, folder, total, parts, origin)
+
+
+def _parts(
+    options: PairOptions, source: Source, folder: Path, total: Made, size: int, workers: int | None
+) -> Iterator[Made]:
+    """What each part behind `total`, which counts them, gives. An array's are guessed until a guess is wrong."""
+    for guess in (True, False) if source.array else (False,):
+        count = workers or worker_count(source.size - total.end)
+        with part_makers((options, str(folder), source.array), count) as make:
+            import elocute.pipelines.pairs.merge  # noqa: F401 numpy takes as long to be there as the workers
+
+            start = total.end
+            for made in make(source.guessed_spans(size, start) if guess else source.spans(size, start, total.rows)):
+                if made.torn:
+                    break
+                yield made
 
 
 def look_at_pairs(options: PairOptions, part_bytes: int = PART_BYTES) -> Made:

@@ -131,6 +131,8 @@ def _lead(options: PairOptions, kind: str) -> str:
 def _moved(path: str, lead: str) -> str:
     if not lead or path[0] == "/":
         return path
+    if path[0] != "." and "/." not in path and "//" not in path:
+        return lead + path  # normal already, as nearly all are
     name, is_store, key = path.partition(".safetensors#")
     return os.path.normpath(lead + name) + is_store + key
 

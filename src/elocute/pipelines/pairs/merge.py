@@ -17,7 +17,10 @@ from elocute.pipelines.pairs.parts import MOST_BAD, Made
 from elocute.pipelines.pairs.source import Source
 
 SCORES = ("margin", "gap", "chosen_score", "rejected_score")
-DTYPE = np.dtype([*((name, "<f8") for name in SCORES), ("draw", "<u8"), ("id", "<u8"), ("row", "<u4")])
+HASHES = ("draw", "id")
+DTYPE = np.dtype(
+    [*((name, "<f8") for name in SCORES), *((name, "<u8") for name in HASHES), ("row", "<u4"), ("bytes", "<i4")]
+)
 """Of parts.RECORD."""
 BARS = 12
 EXAMPLES = 3
@@ -31,9 +34,7 @@ def merge(
     options: PairOptions, source: Source, folder: Path, total: Made, parts: list[Made], origin: dict[str, Any]
 ) -> Card:
     """The output of all parts, whose pairs are in `folder`. InputError when no pair is left or an id comes twice."""
-    records = np.frombuffer(b"".join(part.records for part in parts), dtype=DTYPE).copy()
-    sizes = [part.pairs for part in parts]
-    records["row"] += np.repeat(np.cumsum([0, *(part.rows for part in parts[:-1])]), sizes).astype(np.uint32)
+    records = _records(folder, parts)
     unusable = {why: count for why, count in sorted(total.candidates.items()) if why != "read"}
     if not len(records):
         why = reasons({why: count for why, (count, _) in total.dropped.items()})
@@ -43,10 +44,11 @@ def merge(
     keep, too_many = kept(records, options)
     weights = _weights(np.where(keep, records["margin"], np.nan))
     try:
-        starts = _write(folder, parts, keep, weights)
+        _write(folder, parts, records["bytes"], keep, weights)
     except OSError as error:
         raise RunError(f"{options.output}: cannot be written ({error.strerror or error})") from None
     records, weights = records[keep], weights[keep]
+    starts = np.cumsum(records["bytes"]) - records["bytes"]
     card = {
         "made_by": "elocute pairs",
         "origin": origin,
@@ -60,7 +62,7 @@ def merge(
             },
         },
         "candidates": {"read": total.candidates["read"], "unusable": unusable},
-        "pairs": {"found": sum(sizes), "dropped": too_many, "written": len(records)},
+        "pairs": {"found": total.pairs, "dropped": too_many, "written": len(records)},
         **{name: _summary(records[name]) for name in ("chosen_score", "rejected_score")},
         "score_gap": _summary(records["gap"]),
         "weight": _summary(weights),
@@ -91,22 +93,31 @@ def _check_ids(source: Source, records: np.ndarray) -> None:
     )
 
 
-def _write(folder: Path, parts: list[Made], keep: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The kept lines of all parts, with their weights, into one file; returns where each begins, int64 [kept]."""
-    width, before, lengths = len(bytes(WEIGHT_LATER)), 0, []
-    room = np.arange(-width, 0) - len(b"}\n")
+def _records(folder: Path, parts: list[Made]) -> np.ndarray:
+    """Of all pairs, their rows numbered through the input."""
+    records = np.empty(sum(part.pairs for part in parts), dtype=DTYPE)
+    pairs = rows = 0
+    for part in parts:
+        name, offset, size = part.lines
+        here = records[pairs : pairs + part.pairs]
+        here[:] = np.fromfile(folder / name, dtype=DTYPE, count=part.pairs, offset=offset + size)
+        here["row"] += rows
+        pairs, rows = pairs + part.pairs, rows + part.rows
+    return records
+
+
+def _write(folder: Path, parts: list[Made], sizes: np.ndarray, keep: np.ndarray, weights: np.ndarray) -> None:
+    """The kept lines of all parts, with their weights, into one file."""
+    width, before = len(bytes(WEIGHT_LATER)), 0
+    room, form = np.arange(-width, 0) - len(b"}\n"), b"%%-%d.6g" % width
     with open(folder / "output", "wb") as output:
         for part in parts:
             name, offset, size = part.lines
             lines = np.fromfile(folder / name, dtype=np.uint8, count=size, offset=offset)
-            ends = np.flatnonzero(lines == ord("\n")) + 1
-            here = slice(before, before := before + len(ends))
-            digits = b"".join([b"%-*.6g" % (width, weight) for weight in weights[here].tolist()])
-            lines[ends[:, None] + room] = np.frombuffer(digits, dtype=np.uint8).reshape(-1, width)
-            sizes = np.diff(ends, prepend=0)
-            output.write(lines if keep[here].all() else lines[np.repeat(keep[here], sizes)])
-            lengths.append(sizes[keep[here]])
-    return np.cumsum(np.concatenate([[0], *lengths]))[:-1]
+            here = slice(before, before := before + part.pairs)
+            digits = form * part.pairs % tuple(weights[here].tolist())
+            lines[np.cumsum(sizes[here])[:, None] + room] = np.frombuffer(digits, dtype=np.uint8).reshape(-1, width)
+            output.write(lines if keep[here].all() else lines[np.repeat(keep[here], sizes[here])])
 
 
 def kept(records: np.ndarray, options: PairOptions) -> tuple[np.ndarray, dict[str, int]]:

@@ -1,7 +1,7 @@
 """A file of candidates in parts, made by some processes.
 
-Each writes its pairs, still without weights, behind each other into a file of its own. A worker is told its parts on
-its standard input, a line each, and answers with what each gave.
+Each writes its pairs, still without weights, and a record of each into a file of its own, part behind part. A worker is
+told its parts on its standard input, a line each, and answers with what each gave.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from hashlib import blake2b
+from itertools import cycle
 from pathlib import Path
 
 import msgspec
@@ -29,27 +30,26 @@ MOST_WORKERS = 4
 AHEAD = 8  # parts that wait in front of each worker
 FIRST_DROPPED = 3
 MOST_BAD = 50
-RECORD = struct.Struct("<dddd8s8sI")
+RECORD = struct.Struct("<dddd8s8sIi")
 """Of a pair: margin, gap, chosen score, rejected score (NaN: none), hash of the seed and of the pair's id or content,
-hash of the row's id (0: none), number of the row."""
+hash of the row's id (0: none), number of the row, length of the pair's line."""
 
 
 class Made(msgspec.Struct):
-    """What rows, numbered from 0, gave: counts, reasons with how many rows and the first of them, malformed rows, a
-    record a pair. `end`: where the rows end in the input; `lines`: where the pairs stand (file, offset, bytes)."""
+    """What rows, numbered from 0, gave: counts, reasons with how many rows and the first of them, malformed rows.
+    `end`: where the rows end in the input; `lines`: where the pairs stand (file, offset, bytes), their records behind.
+    `torn`: nothing, for what was guessed to be whole rows is none.
+    """
 
     end: int = 0
     lines: tuple[str, int, int] = ("", 0, 0)
     rows: int = 0
     with_pairs: int = 0
+    pairs: int = 0
     dropped: dict[str, tuple[int, list[int]]] = {}
     candidates: dict[str, int] = msgspec.field(default_factory=Counter)
     bad: list[tuple[int, str]] = []
-    records: bytes = b""
-
-    @property
-    def pairs(self) -> int:
-        return len(self.records) // RECORD.size
+    torn: bool = False
 
     def drop(self, why: str, rows: list[int], count: int = 1) -> None:
         before, first = self.dropped.get(why, (0, []))
@@ -65,6 +65,7 @@ class Made(msgspec.Struct):
         self.end = behind.end
         self.rows += behind.rows
         self.with_pairs += behind.with_pairs
+        self.pairs += behind.pairs
 
 
 Job = tuple[PairOptions, str, bool]
@@ -83,17 +84,17 @@ class PartMaker:
 
     def make(self, span: Span) -> Made:
         """What a part gives; its pairs are written. RunError when something cannot be read or written."""
-        made, lines = self.look(span)
+        made, lines, records = self.look(span)
         try:
             with self._lines.open("ab") as file:
                 made.lines = (self._lines.name, file.tell(), len(lines))
-                file.write(lines)
+                file.write(lines + records)
         except OSError as error:
             raise RunError(f"{self.options.output}: cannot be written ({error.strerror or error})") from None
         return made
 
-    def look(self, span: Span) -> tuple[Made, bytes]:
-        """What a part gives, and its pairs; nothing is written."""
+    def look(self, span: Span) -> tuple[Made, bytes, bytes]:
+        """What a part gives, its pairs and their records; nothing is written."""
         made, array = Made(end=span.end), self._codec.array
         try:
             with open(self.options.input, "rb") as file:
@@ -101,21 +102,24 @@ class PartMaker:
         except OSError as error:
             raise RunError(f"{self.options.input}: cannot be read ({error.strerror or error})") from None
         try:
-            return made, self._add(made, self._codec.decode(data))
+            return made, *self._add(made, self._codec.decode(data))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return made, b"".join([self._add_one(made, raw) for _, raw in raw_rows(data, array)])
+            if span.guessed:
+                return Made(torn=True), b"", b""
+            some = [self._add_one(made, raw) for _, raw in raw_rows(data, array)]
+            return made, b"".join(lines for lines, _ in some), b"".join(records for _, records in some)
 
-    def _add_one(self, made: Made, raw: bytes) -> bytes:
+    def _add_one(self, made: Made, raw: bytes) -> tuple[bytes, bytes]:
         """A row that stands beside a malformed one, or is one."""
         try:
             return self._add(made, self._codec.decode_one(raw))
         except BadRow as error:
             made.bad.append((made.rows, str(error)))
             made.rows += 1
-            return b""
+            return b"", b""
 
-    def _add(self, made: Made, rows: list[Row]) -> bytes:
-        """Count what rows give; returns their pairs."""
+    def _add(self, made: Made, rows: list[Row]) -> tuple[bytes, bytes]:
+        """Count what rows give; returns their pairs and the records of these."""
         found: list[Pair] = []
         filled: list[Row] = []
         rows_of: list[tuple[int, str | int | None]] = []
@@ -133,9 +137,9 @@ class PartMaker:
                 rows_of += [(number, own)] * len(pairs)
                 made.with_pairs += 1
         made.rows += len(rows)
+        made.pairs += len(found)
         lines = self._codec.encode(filled)
-        made.records += b"".join(map(self._record, found, filled, rows_of, lines.split(b"\n")))
-        return lines
+        return lines, b"".join(map(self._record, found, filled, rows_of, lines.split(b"\n")))
 
     def _record(self, pair: Pair, row: Row, of: tuple[int, str | int | None], line: bytes) -> bytes:
         number, own = of
@@ -144,7 +148,8 @@ class PartMaker:
         else:
             row_id = self._hash(str(own).encode())
             draw = row_id if row.id == own else self._hash(row.id.encode())
-        return RECORD.pack(pair.margin, pair.gap, -pair.chosen[0], -pair.rejected[0], draw, row_id, number)
+        scores = -pair.chosen[0], -pair.rejected[0]
+        return RECORD.pack(pair.margin, pair.gap, *scores, draw, row_id, number, len(line) + 1)
 
     def _hash(self, content: bytes) -> bytes:
         seeded = self._seeded.copy()
@@ -188,8 +193,8 @@ def _started() -> subprocess.Popen:
 
 def _asked(processes: list[subprocess.Popen], spans: Iterable[Span]) -> Iterator[Made]:
     waiting: deque[subprocess.Popen] = deque()
-    for span in spans:
-        waiting.append(processes[span.index % len(processes)])
+    for span, process in zip(spans, cycle(processes), strict=False):
+        waiting.append(process)
         _send(waiting[-1], span)
         if len(waiting) == AHEAD * len(processes):
             yield _received(waiting.popleft())

@@ -48,18 +48,23 @@ def rank(output: dict[str, Candidate], weights: tuple[float, float] | None, tall
     a, b = weights or (0.0, 0.0)
     whole = by_reward or (a.is_integer() and b.is_integer())
     for key, one in output.items():
-        text, scores = one.says, one.gemini_score or NOT_SCORED
+        if text := one.text and one.text.strip():
+            length = len(text)
+        elif _speaks(one):
+            length = math.inf if one.seconds is None else one.seconds
+        else:
+            continue
+        scores = one.gemini_score or NOT_SCORED
         semantic, acoustic = scores.semantic_score, scores.paralinguistic_score
         if semantic is None or acoustic is None:
             if (semantic is None and a) or (acoustic is None and b):
                 continue
             semantic, acoustic = semantic or 0.0, acoustic or 0.0
         score = one.score if by_reward else a * semantic + b * acoustic
-        if score is None or one.broken or not (text or _speaks(one)):
+        if score is None or one.broken:
             continue
         if not whole:
             score = _rounded(score)
-        length = len(text) if text else math.inf if one.seconds is None else one.seconds
         ranked.append((-score, -semantic, -acoustic, length, key, one))
     tally["read"] += len(output)
     if len(ranked) < len(output):
