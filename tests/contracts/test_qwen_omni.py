@@ -17,8 +17,8 @@ from elocute.models.batch import make_batch
 from elocute.models.omni import Omni
 from elocute.models.omni_lm import OmniLM, Prompt
 from elocute.rollout import Sampling, sample_groups
-from elocute.speech.codec import BrokenUnits
 from elocute.speech.qwen_omni import Ear, Voice
+from elocute.speech.units import BrokenUnits
 from elocute.training.policy import Policy
 from tests.contracts import qwen_omni
 

@@ -23,6 +23,7 @@ from elocute.data.types import AudioRef, Example, Utterance
 from elocute.errors import InputError
 from elocute.models import one_stream
 from elocute.models.batch import Batch, States
+from elocute.models.control import check_text
 from elocute.models.layout import Tokens
 from elocute.models.minicpm_o import MiniCPMO
 from elocute.models.minicpm_o.aloud import ChatTemplate, make_template
@@ -94,10 +95,10 @@ class MiniCPMLM(SpeechLM):
         """
         if has_labels(example):
             return self.template.encode_row(example)
+        texts = [message.content for message in example.messages]
+        check_text(self.template.control, f"{example.where}: messages", *texts)
         refs, turns, mels = iter(example.audios), [], []
         for message in example.messages:
-            if found := self.template.control.search(message.content):
-                raise InputError(f"{example.where}: messages: the text holds the control token {found[0]!r}")
             parts: list[str | Recording] = []
             for index, piece in enumerate(message.content.split(AUDIO_MARK)):
                 if index:
@@ -120,8 +121,7 @@ class MiniCPMLM(SpeechLM):
         if has_labels(example):
             given, text = self.template.encode_row(example).given, text or text_of(example)
         check_answer(example, name, text, ref)
-        if found := self.template.control.search(text):
-            raise InputError(f"{example.where}: {name}_text: the text holds the control token {found[0]!r}")
+        check_text(self.template.control, f"{example.where}: {name}_text", text)
         written = self.template.written(text)
         if given is not None and written != given.tolist():
             raise InputError(f"{example.where}: {name}_text: expected the text to speak, which is forced")

@@ -29,7 +29,7 @@ from elocute.data.types import AudioRef, Example, Utterance
 from elocute.errors import InputError, naming
 from elocute.models import one_stream
 from elocute.models.batch import Batch, States
-from elocute.models.interleaved import control_tokens
+from elocute.models.control import check_text, control_tokens
 from elocute.models.layout import Tokens
 from elocute.models.omni import ChatTemplate, Layout, Omni, Reply
 from elocute.models.omni.network import make_network
@@ -87,9 +87,7 @@ class OmniLM(SpeechLM):
 
     def encode_prompt(self, example: Example, audio: EncodedAudio) -> Prompt:
         """The conversation up to where the answer begins. InputError names the row and what it has no place for."""
-        for message in example.messages:
-            if found := self._refused.search(message.content):
-                raise InputError(f"{example.where}: messages: the text holds the control token {found[0]!r}")
+        check_text(self._refused, f"{example.where}: messages", *(message.content for message in example.messages))
         heard = [self._hear(example, ref) for ref in example.audios]
         try:
             ids = self.template.ids(example.messages, [len(states) for states in heard])
@@ -108,8 +106,7 @@ class OmniLM(SpeechLM):
     ) -> Tokens:
         """name: of the row's fields, less `_text` and `_audio`."""
         check_answer(example, name, text, ref)
-        if found := self._refused.search(text):
-            raise InputError(f"{example.where}: {name}_text: the text holds the control token {found[0]!r}")
+        check_text(self._refused, f"{example.where}: {name}_text", text)
         written = self.tokenizer.encode(text, add_special_tokens=False)
         codes = units_of(example, f"{name}_audio", ref, audio)
         ids = [*written, self.layout.text_end, *codes.tolist(), self.layout.code_ends[0]]

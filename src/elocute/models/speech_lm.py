@@ -19,7 +19,7 @@ from elocute.models import one_stream
 from elocute.models.batch import Batch, States
 from elocute.models.layout import Layout, Tokens
 from elocute.speech import Codec
-from elocute.speech.codec import BrokenUnits
+from elocute.speech.units import BrokenUnits
 
 KINDS = ("interleaved", "units", "tts", "kimi_audio", "vita_audio", "minicpm_o", "csm", "moshi", "qwen2_5_omni")
 PUBLISHED = {
@@ -225,12 +225,15 @@ def beside(folder: Path, key: str, name: str) -> Path:
     return found
 
 
-def check_answer(example: Example, name: str, text: str | None, ref: AudioRef | None) -> None:
-    """InputError unless a row's answer has text and speech, to its end. name: of its fields, less `_text`, `_audio`."""
+def check_answer(example: Example, name: str, text: str | None, ref: AudioRef | None, *, ends: bool = True) -> None:
+    """InputError unless a row's answer has text and speech. name: of its fields, less `_text`, `_audio`.
+
+    ends: whether the model's answers have an end, so that one which was cut before it cannot be learnt.
+    """
     for part, given in (("text", (text or "").strip()), ("audio", ref)):
         if not given:
             raise InputError(f"{example.where}: {name}_{part}: expected, it always writes and speaks")
-    if ref.cut:
+    if ends and ref.cut:
         raise InputError(f"{example.where}: {name}_audio: it was cut before its end; this model's answers must end")
 
 

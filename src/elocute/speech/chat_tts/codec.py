@@ -13,7 +13,7 @@ from elocute.errors import InputError
 from elocute.speech.chat_tts.dvae import Dvae, DvaeShape
 from elocute.speech.chat_tts.mel import SAMPLE_RATE, LogMel
 from elocute.speech.chat_tts.vocos import Vocos
-from elocute.speech.codec import BrokenUnits
+from elocute.speech.units import as_mono, as_units
 
 PREFIX = "tts.dvae."
 VOCOS = "assets/Vocos.pt"
@@ -65,9 +65,7 @@ class ChatTTSCodec:
 
         What is shorter than half a window, 513 samples, has none.
         """
-        waveform = np.asarray(waveform, dtype=np.float32)
-        if waveform.ndim != 1:
-            raise ValueError(f"expected a mono waveform of shape [samples], got {waveform.shape}")
+        waveform = as_mono(waveform)
         sound = torch.from_numpy(resample(waveform, sample_rate, SAMPLE_RATE)).to(self.device)
         if len(sound) <= self.mel.n_fft // 2:
             return np.zeros((0, self.codebooks), dtype=np.int64)
@@ -76,11 +74,9 @@ class ChatTTSCodec:
     @torch.inference_mode()
     def decode(self, codes) -> np.ndarray:
         """Codes [T, codebooks], without the end → float32 [512 · T] in [−1, 1]. BrokenUnits for what is no code."""
-        codes = np.asarray(codes, dtype=np.int64).reshape(-1, self.codebooks)
+        codes = as_units(codes, self.n_units, self.codebooks)
         if len(codes) == 0:
             return np.zeros(0, dtype=np.float32)
-        if not ((codes >= 0) & (codes < self.n_units)).all():
-            raise BrokenUnits(f"codes: expected 0 … {self.n_units - 1}, got {codes.min()} … {codes.max()}")
         sound = self.vocos(self.dvae.decode(torch.from_numpy(codes).to(self.device)))
         return sound.clamp(-1, 1).cpu().numpy()
 

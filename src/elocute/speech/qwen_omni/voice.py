@@ -13,8 +13,8 @@ from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniTo
 
 from elocute.data.shards import Shards, check_fit, without_weights
 from elocute.errors import InputError
-from elocute.speech.codec import BrokenUnits
 from elocute.speech.qwen_omni.config import open_folder, read_part, shapes_of
+from elocute.speech.units import BrokenUnits, as_units
 
 PREFIX = "token2wav."
 SPEAKERS = "spk_dict.pt"
@@ -76,11 +76,9 @@ class Voice:
     def decode(self, units) -> np.ndarray:
         """Codes [U] → float32 [480 · U] in [−1, 1] in the published model. BrokenUnits for what is no code, and for
         more codes than the decoder has places."""
-        units = np.asarray(units, dtype=np.int64).reshape(-1)
+        units = as_units(units, self.n_units)
         if len(units) == 0:
             return np.zeros(0, dtype=np.float32)
-        if not ((units >= 0) & (units < self.n_units)).all():
-            raise BrokenUnits(f"codes: expected 0 … {self.n_units - 1}, got {units.min()} … {units.max()}")
         dit = self.model.code2wav_dit_model
         if len(units) * dit.repeats > (places := dit.config.max_position_embeddings):
             raise BrokenUnits(f"{len(units)} codes: the voice can say {places // dit.repeats} at most")
