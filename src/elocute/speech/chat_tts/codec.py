@@ -41,10 +41,8 @@ class ChatTTSCodec:
         InputError for what is missing or does not fit.
         """
         folder = Path(folder)
-        dvae, vocos = load_dvae(Shards.open(folder)), Vocos.load(folder / VOCOS)
-        if (bins := vocos.backbone.embed.in_channels) != dvae.shape.bins:
-            raise InputError(f"{folder / VOCOS}: expected {dvae.shape.bins} mel bins as the DVAE has, got {bins}")
-        return cls(dvae, vocos)
+        vocos = check_codec(folder)
+        return cls(load_dvae(Shards.open(folder)), vocos)
 
     def save(self, folder: str | Path) -> None:
         """Write a folder of the codec alone, named as in the published one: model.safetensors and assets/Vocos.pt.
@@ -81,8 +79,23 @@ class ChatTTSCodec:
         return sound.clamp(-1, 1).cpu().numpy()
 
 
+def check_codec(folder: Path) -> Vocos:
+    """InputError unless the codec is there and its parts fit, before the DVAE is read; Vocos, which is small."""
+    dvae, vocos = make_dvae(Shards.open(folder)), Vocos.load(folder / VOCOS)
+    if (bins := vocos.backbone.embed.in_channels) != dvae.shape.bins:
+        raise InputError(f"{folder / VOCOS}: expected {dvae.shape.bins} mel bins as the DVAE has, got {bins}")
+    return vocos
+
+
 def load_dvae(shards: Shards) -> Dvae:
     """The DVAE alone, in float32. InputError unless the folder's weights hold all of it."""
+    dvae = make_dvae(shards)
+    dvae.load_state_dict(shards.read(PREFIX, torch.float32), assign=True)
+    return dvae
+
+
+def make_dvae(shards: Shards) -> Dvae:
+    """The same without its weights."""
     shapes = shards.shapes(PREFIX)
     try:
         shape = DvaeShape.of(shapes)
@@ -90,7 +103,6 @@ def load_dvae(shards: Shards) -> Dvae:
         raise InputError(f"{shards.folder}: the weights lack {PREFIX}{error.args[0]}") from error
     dvae = without_weights(lambda: Dvae(shape))
     check_fit(dvae, shapes, f"{shards.folder}: {PREFIX[:-1]}")
-    dvae.load_state_dict(shards.read(PREFIX, torch.float32), assign=True)
     return dvae
 
 

@@ -53,15 +53,7 @@ class Voice:
     @classmethod
     def load(cls, folder: str | Path, speaker: str = SPEAKER) -> "Voice":
         """From a Qwen2.5-Omni folder, of which only token2wav and `spk_dict.pt` are read."""
-        config, source = open_folder(folder)
-        known = read_speaker(Path(folder), speaker)
-        dit = config.token2wav_config.dit_config
-        if known.ref_mel.shape[-1] != dit.mel_dim or known.cond.shape[-1] != dit.enc_emb_dim:
-            raise InputError(
-                f"{folder}/{SPEAKERS}: {speaker}: expected cond [1, {dit.enc_emb_dim}] and ref_mel "
-                f"[1, T, {dit.mel_dim}], got {[*known.cond.shape]} and {[*known.ref_mel.shape]}"
-            )
-        model = make_token2wav(config, source)
+        model, known, source = make_voice(folder, speaker)
         model.load_state_dict(read_part(source, PREFIX, torch.float32), assign=True)
         return cls(model, known)
 
@@ -98,11 +90,18 @@ class Voice:
         raise InputError(f"{folder}: the voice of a Qwen2.5-Omni is saved with its model")
 
 
-def make_token2wav(config, source: Shards) -> Qwen2_5OmniToken2WavModel:
-    """token2wav without its weights. InputError unless those that lie there are exactly its."""
+def make_voice(folder: str | Path, speaker: str = SPEAKER) -> tuple[Qwen2_5OmniToken2WavModel, Speaker, Shards]:
+    """token2wav without its weights, who speaks, and where they lie. InputError for what does not fit."""
+    config, source = open_folder(folder)
+    known, dit = read_speaker(Path(folder), speaker), config.token2wav_config.dit_config
+    if known.ref_mel.shape[-1] != dit.mel_dim or known.cond.shape[-1] != dit.enc_emb_dim:
+        raise InputError(
+            f"{folder}/{SPEAKERS}: {speaker}: expected cond [1, {dit.enc_emb_dim}] and ref_mel [1, T, {dit.mel_dim}], "
+            f"got {[*known.cond.shape]} and {[*known.ref_mel.shape]}"
+        )
     model = without_weights(lambda: Qwen2_5OmniToken2WavModel(config.token2wav_config))
     check_fit(model, shapes_of(source, PREFIX), f"{source.folder}: {PREFIX[:-1]}")
-    return model
+    return model, known, source
 
 
 def read_speaker(folder: Path, name: str = SPEAKER) -> Speaker:
