@@ -17,7 +17,7 @@ from elocute.speech.chat_tts.codec import load_dvae
 from elocute.speech.chat_tts.dvae import Dvae, DvaeShape, quantise
 from elocute.speech.chat_tts.mel import LogMel
 from elocute.speech.chat_tts.vocos import Vocos, inverse_stft
-from elocute.speech.codec import BrokenUnits
+from elocute.speech.units import BrokenUnits
 from tests.contracts import minicpm_o
 
 

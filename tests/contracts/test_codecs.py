@@ -13,8 +13,8 @@ from transformers import DacFeatureExtractor, DacModel, SeamlessM4TFeatureExtrac
 from elocute.data.audio import load_audio, resample
 from elocute.errors import InputError
 from elocute.speech import load_codec
-from elocute.speech.codec import BrokenUnits
 from elocute.speech.dac import Dac
+from elocute.speech.units import BrokenUnits
 from elocute.speech.xcodec2 import XCodec2
 from tests.contracts import codecs
 

@@ -13,13 +13,13 @@ import yaml
 
 from elocute.errors import InputError
 from elocute.speech import load_codec
-from elocute.speech.codec import BrokenUnits
 from elocute.speech.glm4voice.codec import Glm4VoiceCodec
 from elocute.speech.glm4voice.decoder import SpeechDecoder
 from elocute.speech.glm4voice.encoder import at_distances
 from elocute.speech.glm4voice.files import read_tagged_yaml
 from elocute.speech.glm4voice.flow import Flow, time_grid
 from elocute.speech.glm4voice.vocoder import Hift
+from elocute.speech.units import BrokenUnits
 from tests.contracts import glm4voice, glm4voice_naive
 from tests.contracts.glm4voice import UNITS, speech
 from tests.contracts.glm4voice_naive import Naive

@@ -1,4 +1,4 @@
-"""MiniCPM-o 2.6's prompts, what the decoder reads of an answer, and which cells are actions."""
+"""MiniCPM-o 2.6's prompts, and what the decoder reads of an answer."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from elocute.models.minicpm_o.prompt import (
     spans,
     speaker_place,
 )
-from elocute.models.minicpm_o.spoken import cells, load_text_tokenizer, spoken_ids, target_codes, text_slots
+from elocute.models.minicpm_o.spoken import load_text_tokenizer, spoken_ids, target_codes, text_slots
 from tests.contracts import minicpm_o
 
 
@@ -148,41 +148,9 @@ def test_spoken_is_what_stands_before_the_end(llm):
         assert tokenizer.decode(spoken_ids(ids, tokens)) == "hi there"
 
 
-# ---- actions -------------------------------------------------------------------------------------------------------
-
-
-def codes_of(*frames: list[int]) -> torch.Tensor:
-    return torch.tensor(frames)
-
-
-def test_actions_are_every_generated_id_and_every_code_up_to_the_end(llm):
-    _, tokens = llm
-    answer = torch.tensor([0, 7, tokens.tts_eos, tokens.im_end, 0, 0])
-    codes = codes_of([1, 2, 3, 4], [5, 6, 7, 8], [9, 625, 1, 2], [0, 0, 0, 0])
-    found = cells(4, answer, codes, tokens, eos=625)
-    # id 0, tts_eos and im_end are actions; so are all four codes of the frame that ends
-    assert found.text.tolist() == [False] * 4 + [True] * 4 + [False] * 2
-    assert found.speech.tolist() == [[True] * 4] * 3 + [[False] * 4]
-
-
-def test_what_was_cut_is_sampled_to_the_last(llm):
-    _, tokens = llm
-    found = cells(2, torch.tensor([5, 6, 7]), codes_of([1, 2, 3, 4], [624, 0, 0, 0]), tokens, eos=625)
-    assert found.text.tolist() == [False, False, True, True, True] and found.speech.all()
-
-
-def test_a_target_ends_in_every_codebook(llm):
-    codes = target_codes(codes_of([1, 2, 3, 4], [5, 6, 7, 8]), 625)
+def test_a_target_ends_in_every_codebook():
+    codes = target_codes(torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]]), 625)
     assert codes.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8], [625] * 4]
-    assert cells(0, torch.tensor([5]), codes, llm[1], 625).speech.all()
-
-
-def test_an_answer_of_text_alone_has_no_speech_cells(llm):
-    _, tokens = llm
-    found = cells(
-        1, torch.tensor([5, tokens.endoftext, tokens.im_end]), torch.zeros(0, 4, dtype=torch.long), tokens, 625
-    )
-    assert found.text.tolist() == [False, True, True, False] and found.speech.shape == (0, 4)
 
 
 def test_numbers_of_embeddings_by_the_papers_formula():

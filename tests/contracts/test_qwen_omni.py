@@ -17,10 +17,11 @@ from elocute.models.batch import make_batch
 from elocute.models.omni import Omni
 from elocute.models.omni_lm import OmniLM, Prompt
 from elocute.rollout import Sampling, sample_groups
-from elocute.speech.codec import BrokenUnits
 from elocute.speech.qwen_omni import Ear, Voice
+from elocute.speech.units import BrokenUnits
 from elocute.training.policy import Policy
 from tests.contracts import qwen_omni
+from tests.contracts.spoil import drop
 
 ENDS = [qwen_omni.END, 256, *range(0, 256, 5)]
 NOISE = np.random.default_rng(0).normal(size=40000).astype(np.float32) * 0.1
@@ -283,3 +284,15 @@ def test_a_tied_head_is_not_in_the_weights(copy, tmp_path):
     network.save(tmp_path / "saved")
     assert set(weights(tmp_path / "saved")) == set(weights(copy))
     assert whole(tmp_path / "saved").thinker.lm_head.weight.equal(network.thinker.lm_head.weight)
+
+
+DIT = "token2wav.code2wav_dit_model"
+
+
+@pytest.mark.parametrize("name", ["thinker.audio_tower.conv1.weight", f"{DIT}.text_embed.codec_embed.weight"])
+def test_an_ear_or_a_voice_that_is_not_whole_is_named_before_anything_is_loaded(copy, monkeypatch, name):
+    drop(copy, name)
+    monkeypatch.setattr(Omni, "load", None)  # not come to
+    for load in (check_model, load_model):
+        with pytest.raises(InputError, match=f"the weights lack {name.split('.', 2 if 'tower' in name else 1)[-1]}"):
+            load(copy)

@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from elocute.data.files import read_json
-from elocute.models.vita import load_network, read_beside, save
+from elocute.models.vita import load_network, save
 from elocute.models.vita.network import is_mtp, write_audio
 from tests.contracts import vita_audio
 from tests.contracts.vita_naive import NaiveVita, read_weights
@@ -118,32 +118,6 @@ def test_a_batch_is_its_rows(boost):
         torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-5)
 
 
-def test_packed_rows_are_their_sequences(boost):
-    """Several sequences in a row, some shorter than a depth reads, and padding that counts on behind them."""
-    network, ids = load_network(boost), some_ids(2, 16)
-    positions = torch.tensor([[*range(7), *range(9)], [*range(2), *range(5), *range(9)]])
-    hidden = network.model(ids, position_ids=positions, use_cache=False).last_hidden_state
-    packed = network.packed_depths(ids, hidden, positions)
-    starts = (positions == 0).nonzero().tolist()
-    for depth, (state, last) in enumerate(packed):
-        expected, places = [], []
-        for (row, start), (after, stop) in zip(starts, [*starts[1:], (2, 0)], strict=True):
-            stop = stop if after == row else 16
-            if stop - start > depth:
-                expected.append(depths_of_one(network, ids[row : row + 1, start:stop], depth))
-                places += range(row * 16 + start + depth, row * 16 + stop)
-        assert last.tolist() == places
-        torch.testing.assert_close(state, torch.cat(expected), atol=1e-5, rtol=1e-5)
-
-
-def depths_of_one(network, ids, depth):
-    hidden = network.model(ids, use_cache=False).last_hidden_state
-    for d in range(1, depth + 1):
-        positions = torch.arange(d, ids.shape[1])[None]
-        hidden = network.mtp(d, hidden[:, :-1], network.model.embed_tokens(ids)[:, d:], positions)
-    return hidden[0]
-
-
 def test_heard_audio_replaces_embeddings_of_the_main_layers_only(plus):
     network, ids = load_network(plus), some_ids(2, 9)
     where = torch.zeros(2, 9, dtype=torch.bool)
@@ -187,7 +161,7 @@ def test_lora_can_be_kept_to_the_llm(deep, tmp_path):
     network, ids = wrapped.get_base_model(), some_ids(1, 8)
     expected = [state.detach() for state in depths(network, ids)]
     merged = wrapped.merge_and_unload()
-    save(tmp_path / "saved", read_beside(deep), merged)
+    save(tmp_path / "saved", deep, merged)
     for state, said in zip(depths(load_network(tmp_path / "saved"), ids), expected, strict=True):
         torch.testing.assert_close(state, said, atol=1e-4, rtol=1e-4)
 

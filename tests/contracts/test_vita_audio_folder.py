@@ -11,10 +11,9 @@ from safetensors.torch import save_file
 from transformers import FunAsrNanoEncoderConfig
 
 from elocute.errors import InputError
-from elocute.models.vita import UserAudio, load_network, load_tokens, read_beside, read_config, read_mode, save
+from elocute.models.vita import UserAudio, drop_padding, load_network, load_tokens, read_config, read_mode, save
 from elocute.models.vita.config import VitaConfig, VitaPlusConfig
 from elocute.models.vita.network import VitaForCausalLM
-from elocute.models.vita.user_audio import Projector
 from elocute.speech.sensevoice import SenseVoice
 from tests.contracts import vita_audio
 from tests.contracts.vita_naive import read_weights
@@ -72,9 +71,9 @@ def test_a_kind_is_known_by_its_architecture_alone(copied):
 
 
 def test_keys_left_out_are_the_originals_defaults(copied):
-    edit(copied / "config.json", num_nextn_predict_layers=..., mtp_loss_weight=...)
+    edit(copied / "config.json", num_nextn_predict_layers=...)
     config = read_config(copied)
-    assert (config.n_main, config.n_mtp, config.mtp_loss_weight) == (4, 1, 1.0)
+    assert (config.n_main, config.n_mtp) == (4, 1)
 
 
 def test_the_mode_is_the_folders_or_the_default(copied):
@@ -114,8 +113,7 @@ def test_a_config_that_does_not_fit_is_refused(copied, changes, message):
 def test_saved_again_it_is_the_same_folder(name, request, tmp_path):
     folder = request.getfixturevalue(name)
     network = load_network(folder)
-    audio = UserAudio.load(folder).published() if network.config.hears_features else None
-    save(tmp_path / "saved", read_beside(folder), network, audio, max_shard_size="100KB")
+    save(tmp_path / "saved", folder, network)
     expected, found = read_weights(folder), read_weights(tmp_path / "saved")
     assert expected.keys() == found.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
@@ -123,8 +121,8 @@ def test_saved_again_it_is_the_same_folder(name, request, tmp_path):
     for file in folder.iterdir():
         if file.suffix != ".safetensors" and "index" not in file.name and file.name != "config.json":
             assert (tmp_path / "saved" / file.name).read_bytes() == file.read_bytes()
-    index = json.loads((tmp_path / "saved/model.safetensors.index.json").read_text())
-    assert set(index["weight_map"]) == set(expected) and len(set(index["weight_map"].values())) > 1
+    maps = [json.loads((home / "model.safetensors.index.json").read_text()) for home in (folder, tmp_path / "saved")]
+    assert maps[0]["weight_map"] == maps[1]["weight_map"] and len(set(maps[0]["weight_map"].values())) > 1
     for file in (tmp_path / "saved").glob("*.safetensors"):
         with safe_open(file, "pt") as shard:
             assert shard.metadata()["format"] == "pt"  # transformers 4 asks for it
@@ -132,17 +130,18 @@ def test_saved_again_it_is_the_same_folder(name, request, tmp_path):
     torch.testing.assert_close(load_network(tmp_path / "saved")(ids).logits, network(ids).logits)
 
 
-def test_saving_over_a_folder_leaves_no_shard_of_before(copied, tmp_path):
+def test_a_folder_can_be_saved_over(copied, tmp_path):
     network = load_network(copied)
-    save(copied, read_beside(copied), network)
-    assert [file.name for file in copied.glob("*.safetensors*")] == ["model.safetensors"]
+    before = sorted(file.name for file in copied.iterdir())
+    save(copied, copied, network)
+    assert sorted(file.name for file in copied.iterdir()) == before
     ids = some_ids(1, 8)
     torch.testing.assert_close(load_network(copied)(ids).logits, network(ids).logits)
 
 
 def test_the_config_names_the_type_that_is_saved(boost, tmp_path):
     network = load_network(boost, dtype=torch.bfloat16)
-    save(tmp_path / "saved", read_beside(boost), network)
+    save(tmp_path / "saved", boost, network)
     said = json.loads((tmp_path / "saved/config.json").read_text())
     assert said["torch_dtype"] == "bfloat16" and said["rope_theta"] == 1e6 and "rope_parameters" not in said
     assert load_network(tmp_path / "saved", dtype="auto").dtype == torch.bfloat16
@@ -150,7 +149,7 @@ def test_the_config_names_the_type_that_is_saved(boost, tmp_path):
 
 
 def test_keys_of_the_published_config_that_mean_nothing_here_are_kept(boost, tmp_path):
-    save(tmp_path / "saved", read_beside(boost), load_network(boost))
+    save(tmp_path / "saved", boost, load_network(boost))
     said = json.loads((tmp_path / "saved/config.json").read_text())
     assert said["speech_token_offset"] == 151685 and "auto_map" in said and said["sliding_window"] == 131072
 
@@ -160,17 +159,39 @@ def test_the_originals_code_is_saved_again_and_never_run(plus, tmp_path):
     for name in ("modeling_qwen2.py", "configuration_qwen2.py", "tokenization_qwen2.py"):
         (folder / name).write_text("raise SystemExit('it ran')\n")
     edit(folder / "config.json", auto_map={"AutoConfig": "configuration_qwen2.C", "AutoModel": "modeling_qwen2.M"})
-    network, hearing, _ = load_network(folder), UserAudio.load(folder), load_tokens(folder)
-    save(tmp_path / "saved", read_beside(folder), network, hearing.published())
+    network, *_ = load_network(folder), UserAudio.load(folder), load_tokens(folder)
+    save(tmp_path / "saved", folder, network)
     assert (tmp_path / "saved/modeling_qwen2.py").read_text() == "raise SystemExit('it ran')\n"
 
 
-def test_plus_is_not_saved_without_its_ears(plus, boost, tmp_path):
-    with pytest.raises(ValueError, match="user audio"):
-        save(tmp_path / "saved", read_beside(plus), load_network(plus))
-    with pytest.raises(ValueError, match="user audio"):
-        save(tmp_path / "saved", read_beside(boost), load_network(boost), {})
-    assert not (tmp_path / "saved").exists()
+def test_whatever_lies_in_the_folder_goes_along(plus, tmp_path):
+    """The weights' licence asks for it."""
+    folder = Path(shutil.copytree(plus, tmp_path / "copy"))
+    more = ("LICENSE", "README.md", "assets/banner.png", "vocab.bpe", "chn_jpn_yue_eng_ko_spectok.bpe.model")
+    for name in more:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(name)
+    save(tmp_path / "saved", folder, load_network(folder))
+    assert [(tmp_path / "saved" / name).read_text() for name in more] == [*more]
+
+
+def test_padding_rows_of_the_head_are_neither_said_nor_lost(boost, tmp_path):
+    tokens, network = load_tokens(boost), load_network(boost)
+    assert tokens.size < len(network.lm_head.weight)
+    expected = network(some_ids(1, 8)).logits[..., : tokens.size]
+    drop_padding(network, tokens.size)
+    torch.testing.assert_close(network(some_ids(1, 8)).logits, expected)
+    save(tmp_path / "saved", boost, network)
+    found, published = read_weights(tmp_path / "saved"), read_weights(boost)
+    assert torch.equal(found["lm_head.weight"], published["lm_head.weight"])
+
+
+def test_it_is_saved_from_where_it_came(boost, tmp_path):
+    folder = Path(shutil.copytree(boost, tmp_path / "copy"))
+    network = load_network(folder)
+    shutil.rmtree(folder)
+    with pytest.raises(InputError, match="copy: expected a folder with a model's weights, there is none"):
+        save(tmp_path / "saved", folder, network)
 
 
 def test_a_missing_shard_is_named(copied):
@@ -228,7 +249,7 @@ def test_published_sizes_have_the_published_numbers_of_parameters():
     with torch.device("meta"):
         boost = VitaForCausalLM(VitaConfig(**sizes, num_hidden_layers=38, num_nextn_predict_layers=10))
         vanilla = VitaForCausalLM(VitaPlusConfig(**sizes, num_hidden_layers=28, num_nextn_predict_layers=0))
-        audio = SenseVoice(FunAsrNanoEncoderConfig(), 16, 25055), Projector(512, 3584)
+        audio = SenseVoice(FunAsrNanoEncoderConfig(), 16)
     assert boost.num_parameters() == 10_317_912_576
-    ears = sum(parameter.numel() for part in audio for parameter in part.parameters())
-    assert vanilla.num_parameters() + ears == 7_979_042_111
+    ears, recogniser = sum(parameter.numel() for parameter in audio.parameters()), (512 + 1) * 25055
+    assert vanilla.num_parameters() + ears + recogniser == 7_979_042_111

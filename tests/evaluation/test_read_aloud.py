@@ -108,7 +108,7 @@ def test_rows_that_cannot_be_read_are_named_before_anything_loads(files):
     first, second, fourth = str(caught.value).split("\n")
     assert first.startswith(f"{files / 'bad.jsonl'}:1: labels.emotion: no such label: 'Glad'; nearest: ")
     assert second == f"{files / 'bad.jsonl'}:2: messages: expected words to say, found '?!'"
-    assert fourth.startswith(f"{files / 'bad.jsonl'}:4: text: it holds the control token")
+    assert fourth.startswith(f"{files / 'bad.jsonl'}:4: text: the text holds the control token")
 
 
 def test_listeners_that_cannot_hear_the_rows_are_named(files):

@@ -29,7 +29,9 @@ TURNS = [
 def folder(tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("models")
     glm4voice.tokenizer(home / "glm-4-voice-tokenizer")
-    return kimi_sound.build(kimi.build(home / "Kimi-Audio-7B-Instruct"))
+    folder = kimi_sound.build(kimi.build(home / "Kimi-Audio-7B-Instruct"))
+    (folder / "LICENSE").write_text("MIT")
+    return folder
 
 
 class TestAdapter(AdapterChecks):
@@ -41,6 +43,11 @@ class TestAdapter(AdapterChecks):
     def check_run(self, folder, adapters):
         assert any("mimo_layers" in name for name in adapters)
         assert (folder / "whisper-large-v3/model.safetensors").is_file() and load_network(folder)
+        assert (folder / "LICENSE").read_text() == "MIT"
+        moved = shutil.move(folder, folder.parent.parent / "moved")  # it is whole wherever it is moved
+        assert load_model(moved).codec.digest and not [path for path in moved.rglob("*") if path.is_symlink()]
+        assert "/" not in (moved / "elocute.json").read_text()
+        shutil.move(moved, folder)
 
 
 def test_sound_comes_and_goes_at_24_khz(lm):

@@ -1,5 +1,6 @@
 """MiniCPM-o 2.6 through the public path: its published folder is asked, sampled from, scored, trained, saved."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import torch
 from elocute.data.cache import EncodedAudio
 from elocute.data.rows import read_rows
 from elocute.errors import InputError
-from elocute.models import load_model
+from elocute.models import check_model, load_model
 from elocute.models.batch import make_batch
+from elocute.models.minicpm_o import MiniCPMO
 from elocute.models.minicpm_o.prompt import Prompt
 from elocute.rollout import Sampling, sample_groups
 from elocute.training.policy import Policy
 from tests.contracts import minicpm_o
+from tests.contracts.spoil import drop
 from tests.models.adapter_checks import LENGTH, TEMPERATURE, AdapterChecks, score
 
 GROUP = 16
@@ -76,6 +79,37 @@ def test_the_longest_answer_must_fit_behind_its_prompt(lm, prompts):
     assert lm.context == lm.config.llm.max_position_embeddings
     with pytest.raises(InputError, match=f"the model's context holds {lm.context}"):
         sample_groups(lm, prompts[:1], [[1]], Sampling(lm.context))
+
+
+def test_speech_must_have_places_in_the_decoder(lm, prompts):
+    """302 of its 4096 are the text's and the mark's."""
+    assert lm.longest_answer == 3794
+    with pytest.raises(InputError, match="max_new_tokens: expected at most 3794, got 3795: the model has places for"):
+        sample_groups(lm, prompts[:1], [[1]], Sampling(3795))
+    written = lm.tokenizer.encode("the cat<|tts_eos|><|im_end|>", add_special_tokens=False)
+    for frames in (3794, 3795):
+        answer = lm.layout.read([*written, *[7] * 4 * (frames - 1), *[lm.layout.end] * 4]).tokens()
+        if frames == 3794:
+            lm.check_fits("row 1", prompts[1], answer)
+            continue
+        with pytest.raises(InputError, match="row 1: too long: 3795 frames, the speech decoder holds 3794"):
+            lm.check_fits("row 1", prompts[1], answer)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda folder: (folder / "assets/Vocos.pt").unlink(), "Vocos.pt: not a file of weights"),
+        (lambda folder: drop(folder, "tts.dvae.coef"), "the weights lack tts.dvae.coef"),
+    ],
+)
+def test_a_codec_that_is_not_whole_is_named_before_anything_is_loaded(folder, tmp_path, monkeypatch, spoil, said):
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    spoil(copy)
+    monkeypatch.setattr(MiniCPMO, "load", None)  # not come to
+    for load in (check_model, load_model):
+        with pytest.raises(InputError, match=said):
+            load(copy)
 
 
 def test_bfloat16_speaks_as_it_is_scored(folder):

@@ -111,7 +111,7 @@ def test_a_row_without_labels_is_a_question(lms, folders):
     [
         (row(labels={"emotion": "happy"}), "rows.jsonl:7: labels.emotion: no such label: 'happy'; nearest: Happy"),
         (row(" ", {}), "rows.jsonl:7: text: expected a text to speak, got nothing"),
-        (row("a<|tts_eos|>", {}), "rows.jsonl:7: text: it holds the control token '<|tts_eos|>'"),
+        (row("a<|tts_eos|>", {}), "rows.jsonl:7: text: the text holds the control token '<|tts_eos|>'"),
         (row(labels="Happy"), 'rows.jsonl:7: labels: expected {"dimension": "label"}, got "Happy"'),
     ],
 )

@@ -88,8 +88,8 @@ def test_what_is_written_in_a_text_fills_no_place_and_is_no_control_token(lm):
 @pytest.mark.parametrize(
     ("example", "message"),
     [
-        (row("nine <|speech_end|>"), "text: it holds the control token '<|speech_end|>'"),
-        (row("nine <|emotion:Happy|>"), "text: it holds the control token '<|emotion:Happy|>'"),
+        (row("nine <|speech_end|>"), "text: the text holds the control token '<|speech_end|>'"),
+        (row("nine <|emotion:Happy|>"), "text: the text holds the control token '<|emotion:Happy|>'"),
         (row(" "), "text: expected a text to speak, got nothing"),
         (row(labels={"emotion": "happy"}), "labels.emotion: no such label: 'happy'; nearest: Happy"),
         (row(labels={"mood": "Happy"}), "labels.mood: no such dimension; nearest: emotion"),

@@ -51,7 +51,7 @@ def test_speak_with_labels(model, tmp_path, capsys):
         (["--emotion="], "speak: --emotion: expected a label"),
         (["Happy"], "speak: no such option: Happy; this model's labels"),
         (["--text", " "], "text: expected a text to speak, got nothing"),
-        (["--text", "<|text|>"], "text: it holds the control token '<|text|>'"),
+        (["--text", "<|text|>"], "text: the text holds the control token '<|text|>'"),
         (["--max-new-tokens", "999"], "max_new_tokens: expected at most"),
     ],
 )

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from elocute.data.audio import save_wav
 from elocute.data.cache import EncodedAudio
@@ -281,6 +282,26 @@ def test_weights_and_configs_that_do_not_fit_are_refused(codec_folder, tmp_path)
     (folder / "config.json").write_text(json.dumps(config | {"ffn_dim": 72}))
     with pytest.raises(InputError, match="not a model that transformers can load"):
         load_model(folder)
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_a_missing_shard_is_named_before_anything_is_loaded(codec_folder, tmp_path, monkeypatch, safe):
+    folder, model = twist(tmp_path, codec_folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="20KB")
+    if not safe:  # as transformers wrote before
+        index = json.loads((folder / "model.safetensors.index.json").read_text())
+        places = {name: file.replace("safetensors", "bin") for name, file in index["weight_map"].items()}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+        for file in (*folder.glob("model-*"), folder / "model.safetensors.index.json"):
+            file.rename(file.with_suffix(".bin")) if file.suffix == ".safetensors" else file.unlink()
+    shard = sorted(folder.glob("model-*"))[1]
+    shard.unlink()
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)  # not come to
+    for load in (check_model, load_model):
+        with pytest.raises(InputError, match=f"{shard.name}: missing, .*index.json names it") as caught:
+            load(folder)
+        assert "\n" not in str(caught.value)
 
 
 def test_weights_that_the_config_has_no_place_for_are_refused(codec_folder, tmp_path):

@@ -9,9 +9,13 @@ import torch
 
 from elocute.data.cache import EncodedAudio
 from elocute.data.rows import read_rows
+from elocute.data.shards import Shards
 from elocute.errors import InputError
-from elocute.models import check_model
+from elocute.models import check_model, load_model
+from elocute.models.batch import make_batch, pad_tokens
+from elocute.models.vita_lm import load_vocabulary
 from elocute.rollout import Sampling, sample_groups
+from elocute.training.policy import Policy
 from tests.contracts import glm4voice, vita_audio
 from tests.models.adapter_checks import LENGTH, AdapterChecks
 
@@ -32,6 +36,13 @@ def folder(request, tmp_path_factory) -> Path:
 
 class TestAdapter(AdapterChecks):
     still = ("model.audio_", "mtp_")
+
+    def check_run(self, folder, adapters):
+        """The folder is whole wherever it is moved."""
+        moved = shutil.move(folder, folder.parent.parent / "moved")
+        assert load_model(moved).codec.digest and not [path for path in moved.rglob("*") if path.is_symlink()]
+        assert "/" not in (moved / "elocute.json").read_text()
+        shutil.move(moved, folder)
 
 
 def test_sound_comes_at_22_khz(lm):
@@ -64,9 +75,18 @@ def test_a_newline_stands_between_text_and_speech(lm, rows):
     assert tokens.action.all() and torch.equal(tokens.text, tokens.ids < lm.tokens.begin)
 
 
-def test_padding_of_the_vocabulary_breaks_an_answer(lm):
-    answer = lm.layout.read([5, lm.tokens.size, 6])
-    assert answer.broken == "token 1 is padding of the vocabulary" and answer.text_ids == [5]
+def test_padding_of_the_vocabulary_is_never_drawn(folder, tmp_path, prompts):
+    """Its rows are so large here that one of them, or the state's opposite, would be drawn every time."""
+    shutil.copytree(folder.parent, tmp_path / "models")
+    folder = tmp_path / "models/VITA-Audio"
+    source, size = Shards.open(folder), load_vocabulary(folder).size
+    loud = source.read("lm_head.weight")[""]
+    assert size < len(loud)
+    loud[size:] = 1000
+    source.save(folder, {"lm_head.weight": loud})
+    rollouts = sample_groups(load_model(folder), prompts[1:2], [[*range(8)]], Sampling(LENGTH))[0]
+    assert max(rollout.tokens.ids.max() for rollout in rollouts) < size
+    assert all(rollout.logprob.min() > -50 for rollout in rollouts)
 
 
 def test_what_is_missing_is_one_line(folder, tmp_path):
@@ -83,3 +103,30 @@ def test_a_tokenizer_of_other_units_is_named_before_anything_is_loaded(folder, t
     file.write_text(json.dumps(json.loads(file.read_text()) | {"quantize_vocab_size": 7}))
     with pytest.raises(InputError, match=f"tokenizer has 7 units, the model's vocabulary {UNITS}"):
         check_model(tmp_path / "VITA-Audio")
+
+
+def test_a_decoder_of_fewer_units_is_named_before_anything_is_loaded(folder, tmp_path):
+    for place in folder.parent.iterdir():
+        shutil.copytree(place, tmp_path / place.name)
+    file = tmp_path / "glm-4-voice-decoder/config.yaml"
+    said = file.read_text()
+    file.write_text(said.replace(f"vocab_size: {UNITS}", f"vocab_size: {UNITS - 1}"))
+    assert file.read_text() != said
+    with pytest.raises(InputError, match=f"decoder knows {UNITS - 1} units, the model's vocabulary has {UNITS}"):
+        check_model(tmp_path / "VITA-Audio")
+
+
+def test_the_projector_is_trained_with_the_llm_and_its_ears_are_not(lm, prompts, groups):
+    """It has a gradient, of 0, of what holds no sound as well: processes add up those of every weight."""
+    if lm.ears is None:
+        pytest.skip("Boost hears units")
+    projector = lm.model.model.audio_projection
+    for prompt, group in list(zip(prompts, groups, strict=True))[:2]:
+        lm.model.zero_grad()
+        tokens = pad_tokens([group[0].tokens])
+        Policy(lm)(make_batch([prompt], [group[0].tokens], tokens.action, "cpu"))[0].sum().backward()
+        assert all(weight.grad is not None for weight in projector.parameters())
+        assert (projector.mlp[0].weight.grad.abs().max() > 0) == (prompt.states is not None)
+    lm.model.zero_grad()
+    assert all(weight.requires_grad for weight in projector.parameters())
+    assert not any(weight.requires_grad for weight in lm.ears.encoder.parameters())

@@ -9,7 +9,8 @@ import torch
 from elocute.errors import InputError
 from elocute.prosody.pitch import f0_track
 from elocute.speech import features
-from elocute.speech.codec import BLOCK_UNITS, ENERGY_BINS, BrokenUnits, StarterCodec, nearest
+from elocute.speech.codec import BLOCK_UNITS, ENERGY_BINS, StarterCodec, nearest
+from elocute.speech.units import BrokenUnits
 
 SHIPPED = Path(__file__).parents[2] / "starter" / "codec"
 RATE = 16000

@@ -10,8 +10,8 @@ from transformers import AutoFeatureExtractor, MimiConfig, MimiModel
 
 from elocute.errors import InputError
 from elocute.speech import load_codec
-from elocute.speech.codec import BrokenUnits
 from elocute.speech.mimi import MimiCodec
+from elocute.speech.units import BrokenUnits
 from tests.contracts import csm, moshi
 
 RATE = 24000

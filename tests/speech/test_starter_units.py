@@ -7,10 +7,11 @@ import torch
 from elocute.data.audio import load_audio
 from elocute.errors import InputError
 from elocute.speech import load_codec
-from elocute.speech.codec import BrokenUnits, StarterCodec
+from elocute.speech.codec import StarterCodec
 from elocute.speech.features import BLOCK
 from elocute.speech.repeats import merge_repeats, without_repeats
 from elocute.speech.starter_units import Prosody, Shape, StarterUnits
+from elocute.speech.units import BrokenUnits
 
 ANSWER = "starter/audio/heldout-sum-0000.answer.wav"
 
@@ -63,7 +64,7 @@ def test_given_durations_are_the_ones_that_are_used(units):
 
 
 def test_a_unit_that_is_none_is_refused(units):
-    with pytest.raises(BrokenUnits, match="expected ids in 0 … 1023, got 3 … 1024"):
+    with pytest.raises(BrokenUnits, match="units: expected 0 … 1023, got 3 … 1024"):
         units.decode([3, 1024])
 
 

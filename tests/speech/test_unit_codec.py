@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from elocute.errors import InputError
 from elocute.speech import load_codec
-from elocute.speech.codec import BrokenUnits, StarterCodec
+from elocute.speech.codec import StarterCodec
 from elocute.speech.unit_codec import UnitCodec
+from elocute.speech.units import BrokenUnits
 from tests.speech import unit_models
 from tests.speech.unit_models import UNITS, speech
 

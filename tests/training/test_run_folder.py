@@ -53,6 +53,14 @@ def test_a_folder_with_something_in_it_is_refused(inputs, started):
         started.check(recipe(inputs), resume=True)
 
 
+@pytest.mark.parametrize("place", ["model", "model/run", "model/runs/deep"])
+def test_a_run_inside_its_model_is_refused_at_once(inputs, place):
+    """The trained model is a copy of all that lies in that folder: the run would be in it."""
+    with pytest.raises(InputError, match=f"{place}: run_dir: expected a folder outside of .*/model: a model is saved"):
+        RunFolder(inputs / place).check(recipe(inputs), resume=False)
+    RunFolder(inputs / "model-run").check(recipe(inputs), resume=False)
+
+
 @pytest.mark.parametrize(
     "override", ["steps=7", "checkpoint.every=3", "report=false", "samples_every=2", "trackers=[tensorboard]"]
 )

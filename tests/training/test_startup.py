@@ -103,7 +103,8 @@ def test_answers_fit_into_the_context_behind_their_prompts(start, tmp_path, obje
 
 def test_columns_that_rewards_read(start, tmp_path):
     rows = [row(answer=None), row(), row(answer="?!"), row(answer=[])]
-    lines = start(rows, f"model={tmp_path}")  # before the model is opened: there is none here
+    (tmp_path / "none").mkdir()
+    lines = start(rows, f"model={tmp_path / 'none'}")  # before the model is opened: there is none here
     assert [line.split(": ")[:2] for line in lines] == [["1", "answer"], ["3", "answer"], ["4", "answer"]]
     assert lines[0] == "1: answer: expected an accepted answer or a list of them, found None"
     assert lines[1] == "3: answer: expected words, found '?!'"

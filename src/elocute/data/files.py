@@ -4,9 +4,12 @@ import json
 import os
 import re
 import secrets
+import shutil
 from pathlib import Path
 
 from elocute.errors import InputError, RunError
+
+_WEIGHTS = (".safetensors", ".pt", ".bin")
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
@@ -27,6 +30,36 @@ def write_atomically(path: str | Path, content: bytes) -> None:
             raise
     except OSError as error:
         raise RunError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files of a folder and its folders but what is hidden (a repository's own book-keeping)."""
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return [path for path in found if not any(name.startswith(".") for name in path.relative_to(folder).parts)]
+
+
+def link_folder(source: Path, target: Path) -> None:
+    """Put a folder's files into another that does not depend on it: whichever is moved or deleted, the other is whole.
+
+    Weights, which nobody edits, are hard links and take no room; all else, and what lies on another disk, is copied.
+    """
+    for file in files_below(source):
+        place = target / file.relative_to(source)
+        if place.exists() and place.samefile(file):
+            continue
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.unlink(missing_ok=True)
+        if not (file.suffix in _WEIGHTS and _linked(file, place)):
+            shutil.copyfile(file, place)
+
+
+def _linked(file: Path, place: Path) -> bool:
+    """Whether a hard link could be made."""
+    try:
+        os.link(file.resolve(), place)
+    except OSError:
+        return False
+    return True
 
 
 def read_json(file: Path, what: str) -> dict:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from elocute.data.files import read_json
+from elocute.data.files import files_below, read_json
 from elocute.errors import InputError
 
 INDEX = "model.safetensors.index.json"
@@ -182,14 +182,8 @@ def _read_index(file: Path) -> dict:
 
 
 def _others(folder: Path, shards: set[str]) -> list[Path]:
-    """All files below a folder but the shards, and but what is hidden (a repository's own book-keeping)."""
-    found = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    parts = ((path, path.relative_to(folder)) for path in found)
-    return [
-        path
-        for path, inner in parts
-        if str(inner) not in shards and not any(name.startswith(".") for name in inner.parts)
-    ]
+    """All files below a folder but the shards."""
+    return [path for path in files_below(folder) if str(path.relative_to(folder)) not in shards]
 
 
 def _copy(source: Path, target: Path) -> None:

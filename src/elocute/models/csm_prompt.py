@@ -14,8 +14,8 @@ from elocute.data.rows import AUDIO_MARK
 from elocute.data.shards import Shards
 from elocute.data.types import Example
 from elocute.errors import InputError
+from elocute.models.control import check_text, control_tokens
 from elocute.models.frames import check_codec, load_config
-from elocute.models.interleaved import control_tokens
 from elocute.models.reading import Template, labels_of
 from elocute.models.speech_lm import units_of
 from elocute.prosody.schema import SHIPPED, Schema, load_schema
@@ -93,8 +93,7 @@ class CsmTemplate(Template):
             pieces, last = message.content.split(AUDIO_MARK), number == len(speakers) - 1
             text = " ".join(piece.strip() for piece in pieces if piece.strip())
             where = f"{example.where}: messages[{number}]"
-            if found := self.control.search(text):
-                raise InputError(f"{where}: the text holds the control token {found[0]!r}")
+            check_text(self.control, where, text)
             if message.role == "system":
                 raise InputError(f"{where}: expected none from the system, CSM only speaks")
             if not text or len(pieces) != (1 if last else 2):

@@ -6,7 +6,6 @@ The prompt is the tokenizer's own chat template; each `<|audio|>` becomes `speec
 hold a control token are refused: a question must not end the answer or speak for the model.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from transformers import AutoTokenizer
 from elocute.data.cache import EncodedAudio
 from elocute.data.types import AudioRef, Example, Utterance
 from elocute.errors import InputError
+from elocute.models.control import check_text, control_tokens
 from elocute.models.layout import Layout, Tokens
 from elocute.models.speech_lm import SpeechLM, load_network, read_settings, units_of
 from elocute.speech import Codec, load_codec
@@ -54,9 +54,7 @@ class InterleavedLM(SpeechLM):
 
         InputError when a message holds one of the tokenizer's control tokens.
         """
-        for message in example.messages:
-            if found := self._control.search(message.content):
-                raise InputError(f"{example.where}: messages: the text holds the control token {found[0]!r}")
+        check_text(self._control, f"{example.where}: messages", *(message.content for message in example.messages))
         messages = [{"role": message.role, "content": message.content} for message in example.messages]
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         pieces = text.split("<|audio|>")
@@ -80,8 +78,7 @@ class InterleavedLM(SpeechLM):
             raise InputError(f"{example.where}: {name}_audio: expected the answer's speech, it always speaks")
         if text is None and self.layout.ratio != "speech-only":
             raise InputError(f"{example.where}: {name}_text: expected the answer's text, it always writes")
-        if found := self._control.search(text or ""):
-            raise InputError(f"{example.where}: {name}_text: the text holds the control token {found[0]!r}")
+        check_text(self._control, f"{example.where}: {name}_text", text or "")
         units = units_of(example, f"{name}_audio", ref, audio)
         try:
             return self.layout.assemble(self.tokenizer.encode(text or "", add_special_tokens=False), units, cut=ref.cut)
@@ -98,16 +95,6 @@ class InterleavedLM(SpeechLM):
         """One answer's ids → what it wrote and the sound of what it said (the codec's true sample rate)."""
         spoken, text_ids = self.said(ids)
         return replace(spoken, text=self.tokenizer.decode(text_ids).strip())
-
-
-def control_tokens(tokenizer) -> re.Pattern:
-    """What finds the tokens that no text may hold: they would end a turn, or speak for the model.
-
-    Numbered ones, as units are, by their form: 65,536 alternatives take seconds to compile.
-    """
-    control = set(tokenizer.get_added_vocab()) - {"<|audio|>"}
-    forms = {re.sub(r"(?<=\D)\d+(?=\D)", r"\\d+", re.escape(token)) for token in control}
-    return re.compile("|".join(sorted(forms, key=len, reverse=True)) or r"(?!)")
 
 
 def load_fitting(folder: Path, dtype: torch.dtype | str, layout: Layout):

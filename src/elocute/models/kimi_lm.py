@@ -10,8 +10,6 @@ features of a frozen Whisper, which need the sound itself; a store of codes is n
 """
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +17,7 @@ from pathlib import Path
 import torch
 
 from elocute.data.cache import EncodedAudio
+from elocute.data.files import link_folder
 from elocute.data.rows import AUDIO_MARK
 from elocute.data.types import AudioRef, Example, Utterance
 from elocute.errors import InputError
@@ -32,8 +31,8 @@ from elocute.speech.kimi.whisper import WhisperFeatures
 
 STREAMS = 2
 TOKENIZER = "glm-4-voice-tokenizer"
-LINKED = ("whisper-large-v3", "audio_detokenizer", "vocoder")
-"""Parts that no training changes: a saved model points to them."""
+FROZEN = ("whisper-large-v3", "audio_detokenizer", "vocoder")
+"""Parts that no training changes."""
 
 
 @dataclass(frozen=True)
@@ -88,19 +87,19 @@ class KimiLM(SpeechLM):
         folder = Path(folder)
         tokenizer, marks, _ = load_vocabulary(folder)
         codec = KimiCodec.load(folder, speech_tokenizer(folder))
-        whisper = WhisperFeatures.load(folder / LINKED[0])
+        whisper = WhisperFeatures.load(folder / FROZEN[0])
         return cls(kimi.load_network(folder, dtype=dtype), tokenizer, marks, codec, whisper, folder)
 
     def save(self, folder: str | Path) -> None:
-        """Write the network (LoRA merged) as it was published; the frozen parts are links to where they lie."""
+        """Write a folder as it was published (LoRA merged), the tokenizer in it: it can be moved anywhere."""
         folder = Path(folder)
         network = self.plain_model()
         network.published = self.core().published
         kimi.save_network(network, folder)
-        for name in LINKED:
-            _link(self.folder / name, folder / name)
-        settings = {"kind": "kimi_audio", "speech_tokenizer": str(speech_tokenizer(self.folder).resolve())}
-        (folder / "elocute.json").write_text(json.dumps(settings, indent=2) + "\n")
+        for name in FROZEN:
+            link_folder(self.folder / name, folder / name)
+        link_folder(speech_tokenizer(self.folder), folder / TOKENIZER)
+        (folder / "elocute.json").write_text(json.dumps({"kind": "kimi_audio"}, indent=2) + "\n")
 
     # tokens in
 
@@ -290,13 +289,3 @@ def _steps(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """A batch's answers step by step: ids [B, T, 2], mask [B, T]."""
     rows = len(batch.answer_ids)
     return batch.answer_ids.view(rows, -1, STREAMS), batch.answer_mask[:, ::STREAMS]
-
-
-def _link(source: Path, place: Path) -> None:
-    """A link to a folder that stays where it is; a copy where there are no links."""
-    if not source.exists() or place.exists():
-        return
-    try:
-        os.symlink(source.resolve(), place, target_is_directory=True)
-    except OSError:
-        shutil.copytree(source, place)

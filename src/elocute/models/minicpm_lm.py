@@ -6,7 +6,8 @@ sampled, so the voice can be trained: what RLAIF-SPA's released code could not. 
 a voice, the LLM's state at `<|spk|>`, through which gradients flow into the LLM. Rows with `labels` are read aloud; the
 text of their answers may also be forced (minicpm_o/aloud.py).
 
-Both stages are sampled at one temperature, nothing banned: what is sampled is what is trained.
+Both stages are sampled at one temperature, nothing banned: what is sampled is what is trained. The original's own rules
+for sampling (docs/minicpm-o.md) are not built.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ from elocute.data.types import AudioRef, Example, Utterance
 from elocute.errors import InputError
 from elocute.models import one_stream
 from elocute.models.batch import Batch, States
+from elocute.models.control import check_text
 from elocute.models.layout import Tokens
 from elocute.models.minicpm_o import MiniCPMO
 from elocute.models.minicpm_o.aloud import ChatTemplate, make_template
@@ -42,7 +44,7 @@ from elocute.models.minicpm_o.spoken import load_text_tokenizer, target_codes, t
 from elocute.models.minicpm_o.tts import SpeechCache
 from elocute.models.reading import has_labels, text_of
 from elocute.models.speech_lm import SpeechLM, check_answer, sound_of, units_of
-from elocute.speech.chat_tts import ChatTTSCodec
+from elocute.speech.chat_tts import ChatTTSCodec, check_codec
 
 
 class MiniCPMLM(SpeechLM):
@@ -60,10 +62,9 @@ class MiniCPMLM(SpeechLM):
     def load(cls, folder: str | Path, *, dtype: torch.dtype | str = torch.float32) -> "MiniCPMLM":
         """Load a published folder, or one that `save` wrote. InputError names what is missing or does not fit."""
         folder = Path(folder)
+        template, reader = load_vocabulary(folder)
         network = MiniCPMO.load(folder, dtype=dtype)
         network.apm.requires_grad_(False)
-        template = make_template(folder, network.config, *load_tokenizer(folder, network.config))
-        reader = load_text_tokenizer(folder, network.config.tts)
         return cls(network, template, reader, ChatTTSCodec.load(folder))
 
     @classmethod
@@ -80,6 +81,18 @@ class MiniCPMLM(SpeechLM):
         """The LLM's: the most tokens that a prompt and what is written may have together."""
         return self.config.llm.max_position_embeddings
 
+    @property
+    def longest_answer(self) -> int:
+        """The decoder's: it has positions for no more frames."""
+        return self.config.tts.most_frames
+
+    def check_fits(self, what: str, prompt: Prompt, answer: Tokens) -> None:
+        """InputError, about `what`: the LLM reads the prompt and what is written, the decoder the frames alone."""
+        written = int(answer.text.sum())
+        self.check_length(what, len(prompt) + written)
+        if (frames := (len(answer) - written) // self.layout.codebooks) > self.longest_answer:
+            raise InputError(f"{what}: too long: {frames} frames, the speech decoder holds {self.longest_answer}")
+
     def lora_modules(self, targets: Sequence[str]) -> list[str]:
         """Modules whose names end so, but for the audio encoder's, which is frozen."""
         names = (name for name, _ in self.core().named_modules() if not name.startswith("apm."))
@@ -94,10 +107,10 @@ class MiniCPMLM(SpeechLM):
         """
         if has_labels(example):
             return self.template.encode_row(example)
+        texts = [message.content for message in example.messages]
+        check_text(self.template.control, f"{example.where}: messages", *texts)
         refs, turns, mels = iter(example.audios), [], []
         for message in example.messages:
-            if found := self.template.control.search(message.content):
-                raise InputError(f"{example.where}: messages: the text holds the control token {found[0]!r}")
             parts: list[str | Recording] = []
             for index, piece in enumerate(message.content.split(AUDIO_MARK)):
                 if index:
@@ -120,8 +133,7 @@ class MiniCPMLM(SpeechLM):
         if has_labels(example):
             given, text = self.template.encode_row(example).given, text or text_of(example)
         check_answer(example, name, text, ref)
-        if found := self.template.control.search(text):
-            raise InputError(f"{example.where}: {name}_text: the text holds the control token {found[0]!r}")
+        check_text(self.template.control, f"{example.where}: {name}_text", text)
         written = self.template.written(text)
         if given is not None and written != given.tolist():
             raise InputError(f"{example.where}: {name}_text: expected the text to speak, which is forced")
@@ -275,4 +287,5 @@ def load_vocabulary(folder: Path) -> tuple[ChatTemplate, BertTokenizerFast]:
     """All of a folder but weights and sound. InputError names what is missing or does not fit."""
     config, source = open_folder(folder)
     make_parts(config, source)
+    check_codec(folder)
     return make_template(folder, config, *load_tokenizer(folder, config)), load_text_tokenizer(folder, config.tts)

@@ -33,7 +33,7 @@ from elocute.errors import InputError
 from elocute.models.frames import FrameLM, StackedHead, check_codec, load_config
 from elocute.models.interleaved import load_tokenizer
 from elocute.models.layout import Tokens
-from elocute.models.speech_lm import load_network, units_of
+from elocute.models.speech_lm import check_answer, load_network, units_of
 from elocute.speech.mimi import MimiCodec
 
 
@@ -162,9 +162,7 @@ class MoshiLM(FrameLM):
         self, example: Example, name: str, text: str | None, ref: AudioRef | None, audio: EncodedAudio
     ) -> Tokens:
         """name: of the row's fields, less `_text` and `_audio`."""
-        for part, given in (("text", (text or "").strip()), ("audio", ref)):
-            if not given:
-                raise InputError(f"{example.where}: {name}_{part}: expected, it always writes and speaks")
+        check_answer(example, name, text, ref, ends=False)
         codes = units_of(example, f"{name}_audio", ref, audio).tolist()
         after = [] if ref.cut else [list(self.layout.silence)]
         frames = codes + after

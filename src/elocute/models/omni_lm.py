@@ -29,14 +29,13 @@ from elocute.data.types import AudioRef, Example, Utterance
 from elocute.errors import InputError, naming
 from elocute.models import one_stream
 from elocute.models.batch import Batch, States
-from elocute.models.interleaved import control_tokens
+from elocute.models.control import check_text, control_tokens
 from elocute.models.layout import Tokens
 from elocute.models.omni import ChatTemplate, Layout, Omni, Reply
 from elocute.models.omni.network import make_network
 from elocute.models.omni.reply import SPEAKS
 from elocute.models.speech_lm import SpeechLM, check_answer, read_settings, sound_of, units_of
-from elocute.speech.qwen_omni import Ear, Voice, read_speaker
-from elocute.speech.qwen_omni.ear import read_extractor
+from elocute.speech.qwen_omni import Ear, Voice, make_ear, make_voice
 from elocute.speech.qwen_omni.voice import SPEAKER
 
 
@@ -67,11 +66,9 @@ class OmniLM(SpeechLM):
     def load(cls, folder: str | Path, *, dtype: torch.dtype | str = torch.float32) -> "OmniLM":
         """Load a published folder, or one that `save` wrote. InputError names what is missing or does not fit."""
         folder = Path(folder)
-        settings, network = load_settings(folder), Omni.load(folder, dtype=dtype)
-        template, ear = ChatTemplate.load(folder, network.config), Ear.load(folder, dtype=dtype)
-        voice = Voice.load(folder, settings.get("speaker", SPEAKER))
-        check_codes(folder, network.config, voice.n_units)
-        return cls(network, template, ear, voice, settings)
+        settings, template = load_vocabulary(folder)
+        ear, voice = Ear.load(folder, dtype=dtype), Voice.load(folder, settings.get("speaker", SPEAKER))
+        return cls(Omni.load(folder, dtype=dtype), template, ear, voice, settings)
 
     def save(self, folder: str | Path) -> None:
         """Write a folder as the published one (LoRA merged)."""
@@ -87,9 +84,7 @@ class OmniLM(SpeechLM):
 
     def encode_prompt(self, example: Example, audio: EncodedAudio) -> Prompt:
         """The conversation up to where the answer begins. InputError names the row and what it has no place for."""
-        for message in example.messages:
-            if found := self._refused.search(message.content):
-                raise InputError(f"{example.where}: messages: the text holds the control token {found[0]!r}")
+        check_text(self._refused, f"{example.where}: messages", *(message.content for message in example.messages))
         heard = [self._hear(example, ref) for ref in example.audios]
         try:
             ids = self.template.ids(example.messages, [len(states) for states in heard])
@@ -108,8 +103,7 @@ class OmniLM(SpeechLM):
     ) -> Tokens:
         """name: of the row's fields, less `_text` and `_audio`."""
         check_answer(example, name, text, ref)
-        if found := self._refused.search(text):
-            raise InputError(f"{example.where}: {name}_text: the text holds the control token {found[0]!r}")
+        check_text(self._refused, f"{example.where}: {name}_text", text)
         written = self.tokenizer.encode(text, add_special_tokens=False)
         codes = units_of(example, f"{name}_audio", ref, audio)
         ids = [*written, self.layout.text_end, *codes.tolist(), self.layout.code_ends[0]]
@@ -309,9 +303,10 @@ def check_codes(folder: Path, config, n_units: int) -> None:
             )
 
 
-def load_vocabulary(folder: Path) -> tuple:
+def load_vocabulary(folder: Path) -> tuple[dict, ChatTemplate]:
     """All of a folder but weights and sound. InputError names what is missing or does not fit."""
     settings, network = load_settings(folder), make_network(folder)
-    read_extractor(folder)
-    check_codes(folder, network.config, network.config.token2wav_config.dit_config.num_embeds + 1)
-    return ChatTemplate.load(folder, network.config), read_speaker(folder, settings.get("speaker", SPEAKER))
+    make_ear(folder)
+    voice, *_ = make_voice(folder, settings.get("speaker", SPEAKER))
+    check_codes(folder, network.config, len(voice.code2wav_dit_model.text_embed.codec_embed.weight))
+    return settings, ChatTemplate.load(folder, network.config)

@@ -12,6 +12,7 @@ from typing import Any
 
 from elocute.data.types import Example
 from elocute.errors import InputError
+from elocute.models.control import check_text
 from elocute.prosody.schema import Schema
 
 
@@ -34,8 +35,7 @@ class Template(ABC):
         """The prompt. InputError for a text that holds a control token or nothing, and for unknown labels."""
         if not text.strip():
             raise InputError("text: expected a text to speak, got nothing")
-        if found := self.control.search(text):
-            raise InputError(f"text: it holds the control token {found[0]!r}")
+        check_text(self.control, "text", text)
         if labels and not self.takes_labels:
             raise InputError("labels: expected none, the model's prompt has no place for them")
         self.schema.check(labels)

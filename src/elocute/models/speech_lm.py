@@ -13,13 +13,14 @@ from transformers import AutoModelForCausalLM
 from elocute.data.audio import load_audio
 from elocute.data.cache import EncodedAudio
 from elocute.data.files import read_json
+from elocute.data.shards import INDEX, SINGLE, Shards
 from elocute.data.types import Answer, AudioRef, Example, Utterance
 from elocute.errors import InputError, naming
 from elocute.models import one_stream
 from elocute.models.batch import Batch, States
 from elocute.models.layout import Layout, Tokens
 from elocute.speech import Codec
-from elocute.speech.codec import BrokenUnits
+from elocute.speech.units import BrokenUnits
 
 KINDS = ("interleaved", "units", "tts", "kimi_audio", "vita_audio", "minicpm_o", "csm", "moshi", "qwen2_5_omni")
 PUBLISHED = {
@@ -74,6 +75,11 @@ class SpeechLM:
     def context(self) -> int | None:
         """The most tokens that a prompt and its answer may have together; None where the config does not say."""
         return getattr(self.core().config, "max_position_embeddings", None)
+
+    @property
+    def longest_answer(self) -> int | None:
+        """The most steps of a stage, whatever the prompt; None: there is no limit but the context."""
+        return None
 
     def check_length(self, what: str, tokens: int) -> None:
         """InputError, about `what`, when so many tokens do not fit into the context."""
@@ -172,6 +178,7 @@ def load_network(folder: Path, dtype: torch.dtype | str, network_class=AutoModel
 
     InputError unless every weight is there and, but for `_SPARE`, no other.
     """
+    check_weights(folder)
     try:
         network, found = network_class.from_pretrained(
             folder, dtype=dtype, local_files_only=True, output_loading_info=True, **how
@@ -184,6 +191,18 @@ def load_network(folder: Path, dtype: torch.dtype | str, network_class=AutoModel
     if strange := sorted(key for key in found["unexpected_keys"] if not _SPARE.search(key)):
         raise InputError(f"{folder}: the weights hold {strange[0]}, for which the model of config.json has no place")
     return network
+
+
+def check_weights(folder: Path) -> None:
+    """InputError for shards that are missing or cut off, before anything is loaded; nothing but headers is read."""
+    binaries = [folder / "pytorch_model.bin", folder / "pytorch_model.bin.index.json"]
+    if any((folder / name).is_file() for name in (SINGLE, INDEX)) or not any(map(Path.is_file, binaries)):
+        Shards.open(folder)
+    elif not binaries[0].is_file():
+        said = read_json(binaries[1], "the index of a model's shards").get("weight_map")
+        for name in sorted(set(said.values())) if isinstance(said, dict) else ():
+            if not (folder / str(name)).is_file():
+                raise InputError(f"{folder / str(name)}: missing, {binaries[1].name} names it")
 
 
 def units_of(example: Example, field: str, ref: AudioRef, audio: EncodedAudio) -> np.ndarray:
@@ -225,12 +244,15 @@ def beside(folder: Path, key: str, name: str) -> Path:
     return found
 
 
-def check_answer(example: Example, name: str, text: str | None, ref: AudioRef | None) -> None:
-    """InputError unless a row's answer has text and speech, to its end. name: of its fields, less `_text`, `_audio`."""
+def check_answer(example: Example, name: str, text: str | None, ref: AudioRef | None, *, ends: bool = True) -> None:
+    """InputError unless a row's answer has text and speech. name: of its fields, less `_text`, `_audio`.
+
+    ends: whether the model's answers have an end, so that one which was cut before it cannot be learnt.
+    """
     for part, given in (("text", (text or "").strip()), ("audio", ref)):
         if not given:
             raise InputError(f"{example.where}: {name}_{part}: expected, it always writes and speaks")
-    if ref.cut:
+    if ends and ref.cut:
         raise InputError(f"{example.where}: {name}_audio: it was cut before its end; this model's answers must end")
 
 

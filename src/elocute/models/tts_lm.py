@@ -23,7 +23,8 @@ import torch
 from elocute.data.cache import EncodedAudio
 from elocute.data.types import Answer, AudioRef, Example
 from elocute.errors import InputError
-from elocute.models.interleaved import InterleavedLM, control_tokens, load_fitting, load_tokenizer, token_ids
+from elocute.models.control import control_tokens
+from elocute.models.interleaved import InterleavedLM, load_fitting, load_tokenizer, token_ids
 from elocute.models.layout import Layout, Tokens
 from elocute.models.reading import Template, text_of
 from elocute.models.speech_lm import read_settings

@@ -26,7 +26,7 @@ from elocute.data.files import read_json
 from elocute.data.types import AudioRef, Example, Utterance
 from elocute.errors import InputError
 from elocute.models.layout import Layout, Tokens
-from elocute.models.speech_lm import SpeechLM, beside, load_network, read_settings, units_of
+from elocute.models.speech_lm import SpeechLM, beside, check_weights, load_network, read_settings, units_of
 from elocute.speech import Codec, load_codec
 
 CODEC = "unit-codec"
@@ -143,6 +143,7 @@ def load_vocabulary(folder: Path) -> Vocabulary:
     highest = max(layout.first_unit + layout.n_units - 1, tokens["bos"] or 0, tokens["eos"] or 0)
     if highest >= config.vocab_size:
         raise InputError(f"{folder}: the model has {config.vocab_size} embeddings, its codec needs ids up to {highest}")
+    check_weights(folder)
     return Vocabulary(layout, tokens["bos"], codec, settings, config, wrapper)
 
 

@@ -6,8 +6,9 @@ it, in `glm-4-voice-tokenizer` and `glm-4-voice-decoder`, or where an `elocute.j
     {"kind": "vita_audio", "speech_tokenizer": "/where/glm-4-voice-tokenizer", "speech_decoder": "/where/…-decoder",
      "mtp": "boost"}
 
-Every token of an answer is sampled, markers and the turn's end, too. What Plus hears comes from its own encoder, which
-is frozen.
+Every token of an answer is sampled, markers and the turn's end, too; padding behind the vocabulary never is. What Plus
+hears comes from its own encoder, which is frozen as in the original's training; the projector behind it is trained
+wherever the LLM's own weights are, and stays as it is beside an adapter.
 
 `mtp` says which head samples which token: "off" (the main head all of them), "turbo", "boost", "balance" or a schedule
 (vita/decoding.py); where it is not said, generation_config.json's `mtp_inference_mode`, and Vanilla has nothing but the
@@ -25,16 +26,17 @@ from pathlib import Path
 import torch
 
 from elocute.data.cache import EncodedAudio
+from elocute.data.files import link_folder
 from elocute.data.rows import AUDIO_MARK
 from elocute.data.types import AudioRef, Example, Utterance
 from elocute.errors import InputError
 from elocute.models import one_stream, vita
 from elocute.models.batch import Batch, States
-from elocute.models.interleaved import control_tokens
+from elocute.models.control import check_text, control_tokens
 from elocute.models.layout import Tokens
 from elocute.models.speech_lm import SpeechLM, beside, check_answer, read_settings, sound_of, units_of
 from elocute.speech.glm4voice.codec import Glm4VoiceCodec
-from elocute.speech.glm4voice.decoder import SpeechDecoder
+from elocute.speech.glm4voice.decoder import SpeechDecoder, check_knows
 from elocute.speech.glm4voice.tokenizer import SpeechTokenizer, check_units
 
 PARTS = {"speech_tokenizer": "glm-4-voice-tokenizer", "speech_decoder": "glm-4-voice-decoder"}
@@ -71,9 +73,7 @@ class Answer:
     def push(self, token: int) -> None:
         """Take the next token."""
         self.ids.append(int(token))
-        if token >= self._tokens.size:
-            self.broken, self.done = f"token {len(self.ids) - 1} is padding of the vocabulary", True
-        self.done = self.done or token in self._tokens.stops
+        self.done = token in self._tokens.stops
 
     def close(self) -> None:
         """No more tokens will come: an answer without an end is broken."""
@@ -93,7 +93,7 @@ class Answer:
         return self._heard().units
 
     def _heard(self) -> vita.Heard:
-        return self._tokens.read([token for token in self.ids if token < self._tokens.size])
+        return self._tokens.read(self.ids)
 
 
 @dataclass(frozen=True)
@@ -126,11 +126,9 @@ class VitaLM(SpeechLM):
 
     def __init__(self, network, tokens: vita.VitaTokens, codec, ears: vita.UserAudio | None, folder: Path):
         super().__init__(network, Layout(tokens), codec, {})
-        self.tokens, self.tokenizer, self.folder = tokens, tokens.tokenizer, folder
-        self.ears = None if ears is None else ears.requires_grad_(False)
+        self.tokens, self.tokenizer, self.ears, self.folder = tokens, tokens.tokenizer, ears, folder
         self.mode, self._said = read_mtp(folder, network.config)
         self.ratio = vita.read_ratio(vita.published_mode(folder))
-        self._beside = vita.read_beside(folder)
         self._control = control_tokens(tokens.tokenizer)
 
     @classmethod
@@ -141,24 +139,26 @@ class VitaLM(SpeechLM):
         tokenizer, decoder = (beside(folder, key, name) for key, name in PARTS.items())
         codec = Glm4VoiceCodec(SpeechTokenizer.load(tokenizer), SpeechDecoder.load(decoder))
         ears = None if tokens.context is None else vita.UserAudio.load(folder, dtype=dtype)
-        return cls(vita.load_network(folder, dtype=dtype), tokens, codec, ears, folder)
+        network = vita.load_network(folder, dtype=dtype)
+        vita.drop_padding(network, tokens.size)
+        return cls(network, tokens, codec, ears, folder)
 
     def save(self, folder: str | Path) -> None:
-        """Write a folder as it was published (LoRA merged); elocute.json says where the codec lies."""
+        """Write a folder as it was published (LoRA merged), the codec in it: it can be moved anywhere."""
         folder = Path(folder)
-        vita.save(folder, self._beside, self.plain_model(), None if self.ears is None else self.ears.published())
-        where = {key: str(beside(self.folder, key, name).resolve()) for key, name in PARTS.items()}
-        said = {"kind": "vita_audio"} | where | ({} if self._said is None else {"mtp": self._said})
+        vita.save(folder, self.folder, self.plain_model())
+        for key, name in PARTS.items():
+            link_folder(beside(self.folder, key, name), folder / name)
+        said = {"kind": "vita_audio"} | ({} if self._said is None else {"mtp": self._said})
         (folder / "elocute.json").write_text(json.dumps(said, indent=2) + "\n")
 
     # tokens in
 
     def encode_prompt(self, example: Example, audio: EncodedAudio) -> Prompt:
         """The conversation up to where the answer begins. InputError names the row and what it has no place for."""
+        check_text(self._control, f"{example.where}: messages", *(message.content for message in example.messages))
         refs, places, states = iter(example.audios), [], []
         for message in example.messages:
-            if found := self._control.search(message.content):
-                raise InputError(f"{example.where}: messages: the text holds the control token {found[0]!r}")
             for _ in range(message.content.count(AUDIO_MARK)):
                 if message.role == "assistant":
                     raise InputError(f"{example.where}: messages: an earlier answer comes as text here, without sound")
@@ -182,8 +182,7 @@ class VitaLM(SpeechLM):
     ) -> Tokens:
         """name: of the row's fields, less `_text` and `_audio`."""
         check_answer(example, name, text, ref)
-        if found := self._control.search(text):
-            raise InputError(f"{example.where}: {name}_text: the text holds the control token {found[0]!r}")
+        check_text(self._control, f"{example.where}: {name}_text", text)
         units = units_of(example, f"{name}_audio", ref, audio).tolist()
         # As it was trained: a newline stands between an answer's text and its speech.
         ids = self.tokens.lay_out(f"{text}\n", units, self.ratio, where=f"{example.where}: {name}")
@@ -203,10 +202,13 @@ class VitaLM(SpeechLM):
         inputs = super().prompt_inputs([prompt.ids for prompt in prompts], device)
         ids = inputs.pop("input_ids")
         embeds = self.core().get_input_embeddings()(ids)
-        heard = [prompt.states for prompt in prompts if prompt.states is not None]
-        if heard:
-            weight = self.ears.projector.mlp[0].weight
-            features = self.ears.projector(torch.cat(heard).to(weight.device, weight.dtype)).to(device)
+        if self.ears is not None:
+            projector = self.core().model.audio_projection
+            nothing = torch.zeros(0, self.core().config.audio_state_size)
+            heard = torch.cat([nothing, *(prompt.states for prompt in prompts if prompt.states is not None)])
+            # Nothing, too: where processes add up their gradients, every weight has one, be it 0.
+            with self.computing():
+                features = projector(heard.to(device, projector.mlp[0].weight.dtype))
             embeds = vita.write_audio(embeds, (ids == self.tokens.context) & inputs["attention_mask"].bool(), features)
         return inputs | {"inputs_embeds": embeds}
 
@@ -280,7 +282,8 @@ def read_mtp(folder: Path, config: vita.VitaConfig) -> tuple[list[int] | None, o
 def load_vocabulary(folder: Path) -> vita.VitaTokens:
     """All of a folder but weights and sound. InputError names what is missing or does not fit."""
     read_mtp(folder, vita.check_network(folder))
-    tokenizer, _ = (beside(folder, key, name) for key, name in PARTS.items())
+    tokenizer, decoder = (beside(folder, key, name) for key, name in PARTS.items())
     tokens = vita.load_tokens(folder)
     check_units(tokenizer, tokens.n_units, folder)
+    check_knows(decoder, tokens.n_units, folder)
     return tokens

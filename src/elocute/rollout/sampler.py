@@ -71,8 +71,13 @@ def sample_groups(
 def check_room(lm: SpeechLM, lengths: Mapping[str, int], max_new_tokens: int) -> None:
     """InputError, naming the first, unless each prompt and the longest answer fit into the model's context together.
 
-    lengths: each prompt's tokens, by the row it comes from.
+    lengths: each prompt's tokens, by the row it comes from. InputError, too, for answers longer than the model can say.
     """
+    if lm.longest_answer is not None and max_new_tokens > lm.longest_answer:
+        raise InputError(
+            f"max_new_tokens: expected at most {lm.longest_answer}, got {max_new_tokens}: the model has places for no "
+            "longer an answer"
+        )
     context, longest = lm.context, max(lengths.values(), default=0)
     if context is None or longest + max_new_tokens <= context:
         return

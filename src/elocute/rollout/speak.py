@@ -54,4 +54,5 @@ def speak(
 
 def room(lm: SpeechLM, longest_prompt: int) -> int:
     """How many tokens an answer to a prompt of so many may have, where nobody says: LONGEST, if they fit."""
-    return LONGEST if lm.context is None else max(1, min(LONGEST, lm.context - longest_prompt))
+    most = min(LONGEST, lm.longest_answer or LONGEST)
+    return most if lm.context is None else max(1, min(most, lm.context - longest_prompt))

@@ -19,6 +19,7 @@ from elocute.errors import InputError
 from elocute.prosody import pitch
 from elocute.speech import decoder, features
 from elocute.speech.decoder import Decoder, Shape, Synthesizer, contour, pulse_train
+from elocute.speech.units import BrokenUnits, as_mono
 
 _WEIGHTS, _SETTINGS = "codec.safetensors", "codec.json"
 _FORMAT = "elocute-starter-codec-1"
@@ -27,10 +28,6 @@ PITCH_BINS, ENERGY_BINS = 16, 8  # pitch bin 0 is unvoiced
 _LEAST_VOICED = 2  # voiced 10 ms frames that make a block voiced
 UNVOICED_HZ = 120.0  # where the (silent) pulse train runs if nothing is voiced
 _NOISE_SEED = 0
-
-
-class BrokenUnits(ValueError):
-    """Units that are no speech: an id of the wrong kind at its place. The message says where."""
 
 
 class StarterCodec:
@@ -79,9 +76,7 @@ class StarterCodec:
 
     def encode(self, waveform: np.ndarray, sample_rate: int) -> np.ndarray:
         """Float mono [samples] in [-1, 1] at any rate → int64 [5 · blocks]; the last block is padded with silence."""
-        waveform = np.asarray(waveform, dtype=np.float32)
-        if waveform.ndim != 1:
-            raise ValueError(f"expected a mono waveform of shape [samples], got {waveform.shape}")
+        waveform = as_mono(waveform)
         if sample_rate != self.sample_rate:
             waveform = soxr.resample(waveform, sample_rate, self.sample_rate)
         if len(waveform) == 0:

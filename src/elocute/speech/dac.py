@@ -12,8 +12,8 @@ from transformers import DacModel
 
 from elocute.data.audio import resample
 from elocute.errors import InputError
-from elocute.speech.codec import BrokenUnits
 from elocute.speech.published import EXTRACTOR, PublishedModel
+from elocute.speech.units import as_mono, as_units
 
 _ALGORITHM = "elocute-dac-codes-1"
 """Part of the digest: a change below that changes codes must change it."""
@@ -46,9 +46,7 @@ class Dac:
     @torch.inference_mode()
     def encode(self, waveform: np.ndarray, sample_rate: int) -> np.ndarray:
         """Float mono [samples] at any rate → int64 [T, codebooks], T = ⌈samples / hop⌉ at the codec's rate."""
-        waveform = np.asarray(waveform, dtype=np.float32)
-        if waveform.ndim != 1:
-            raise ValueError(f"expected a mono waveform of shape [samples], got {waveform.shape}")
+        waveform = as_mono(waveform)
         if not len(waveform):
             return np.zeros((0, self.codebooks), dtype=np.int64)
         sound = torch.from_numpy(resample(waveform, sample_rate, self.sample_rate))
@@ -60,10 +58,8 @@ class Dac:
     @torch.inference_mode()
     def decode(self, codes) -> np.ndarray:
         """Codes [T, codebooks] → float32 in [−1, 1], hop samples a frame. BrokenUnits for what is no code."""
-        codes = np.asarray(codes, dtype=np.int64).reshape(-1, self.codebooks)
+        codes = as_units(codes, self.n_units, self.codebooks)
         if len(codes) == 0:
             return np.zeros(0, dtype=np.float32)
-        if not ((codes >= 0) & (codes < self.n_units)).all():
-            raise BrokenUnits(f"codes: expected 0 … {self.n_units - 1}, got {codes.min()} … {codes.max()}")
         given = torch.from_numpy(codes.T.copy())[None].to(self.model.device)
         return self.model.decode(audio_codes=given).audio_values[0].clamp(-1, 1).cpu().numpy()

@@ -24,6 +24,7 @@ from elocute.data.files import read_json
 from elocute.errors import InputError
 from elocute.speech.codec import nearest
 from elocute.speech.repeats import merge_repeats
+from elocute.speech.units import as_mono
 
 SAMPLE_RATE = 16000
 _ALGORITHM = "elocute-hubert-units-1"
@@ -96,9 +97,7 @@ class HubertUnits:
 
     def encode(self, waveform: np.ndarray, sample_rate: int) -> np.ndarray:
         """Float mono [samples] at any rate → int64 [U], no unit twice in a row; none if it is too short."""
-        waveform = np.asarray(waveform, dtype=np.float32)
-        if waveform.ndim != 1:
-            raise ValueError(f"expected a mono waveform of shape [samples], got {waveform.shape}")
+        waveform = as_mono(waveform)
         return merge_repeats(nearest(self.features(resample(waveform, sample_rate, SAMPLE_RATE)), self.centres))
 
     @torch.inference_mode()

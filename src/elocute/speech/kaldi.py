@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from elocute.errors import InputError
+from elocute.speech.units import as_mono
 
 SAMPLE_RATE = 16000
 N_MELS = 80
@@ -48,10 +49,7 @@ class FrontEnd:
 
         generator: of the dither. InputError for audio that is shorter than a frame.
         """
-        waveform = torch.as_tensor(np.asarray(waveform, dtype=np.float32))
-        if waveform.ndim != 1:
-            raise ValueError(f"expected a mono waveform of shape [samples], got {list(waveform.shape)}")
-        waveform = resample(waveform, sample_rate, SAMPLE_RATE)
+        waveform = resample(torch.from_numpy(as_mono(waveform)), sample_rate, SAMPLE_RATE)
         if n_features(len(waveform)) == 0:
             raise InputError(f"audio is too short to hear: {len(waveform) / SAMPLE_RATE * 1000:.1f} ms, at least 25 ms")
         stacked = stack_frames(fbank(waveform, self.dither, generator))

@@ -17,7 +17,7 @@ from transformers import EncodecFeatureExtractor, MimiConfig, MimiModel
 from elocute.data.audio import resample
 from elocute.data.shards import Shards
 from elocute.errors import InputError
-from elocute.speech.codec import BrokenUnits
+from elocute.speech.units import as_mono, as_units
 
 _PLACES = {
     "mimi": (None, ""),
@@ -70,9 +70,7 @@ class MimiCodec:
     @torch.inference_mode()
     def encode(self, waveform: np.ndarray, sample_rate: int) -> np.ndarray:
         """Float mono [samples] at any rate → int64 [T, codebooks]; the last frame is filled up with silence."""
-        waveform = np.asarray(waveform, dtype=np.float32)
-        if waveform.ndim != 1:
-            raise ValueError(f"expected a mono waveform of shape [samples], got {waveform.shape}")
+        waveform = as_mono(waveform)
         sound = torch.from_numpy(resample(waveform, sample_rate, self.sample_rate)).to(self.device)
         if len(sound) == 0:
             return np.zeros((0, self.codebooks), dtype=np.int64)
@@ -81,11 +79,9 @@ class MimiCodec:
     @torch.inference_mode()
     def decode(self, codes) -> np.ndarray:
         """Codes [T, codebooks] → float32 [samples] in [−1, 1], 1920 a frame. BrokenUnits for what is no code."""
-        codes = np.asarray(codes, dtype=np.int64).reshape(-1, self.codebooks)
+        codes = as_units(codes, self.n_units, self.codebooks)
         if len(codes) == 0:
             return np.zeros(0, dtype=np.float32)
-        if not ((codes >= 0) & (codes < self.n_units)).all():
-            raise BrokenUnits(f"codes: expected 0 … {self.n_units - 1}, got {codes.min()} … {codes.max()}")
         sound = self.model.decode(torch.from_numpy(codes.T.copy())[None].to(self.device)).audio_values
         return sound[0, 0].clamp(-1, 1).cpu().numpy()
 

@@ -4,7 +4,7 @@
           no inverse text normalisation
     out = SAN-M layers(x):  attention plus a depthwise convolution over the values,  x + …,  x + FFN(x)
 
-The published names differ from transformers': `published_names` has both ways.
+The published names differ from transformers', see `published_names`.
 
 Two things are as VITA-Audio runs it. The features are rounded to bfloat16 whatever the weights are. And positions,
 timescales and the sinusoids' arguments are computed in the type of the weights: in bfloat16 positions beyond 256 are
@@ -38,21 +38,20 @@ _SPLIT = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 class SenseVoice(nn.Module):
     """Features → states. Frozen and never in training mode, or its dropout would make what is heard random.
 
-    width: of a feature; size: of a state. The recogniser's head, `ctc`, is kept to be saved again; nothing uses it.
+    width: of a feature; size: of a state. The recogniser's head is left out.
     """
 
-    def __init__(self, config: FunAsrNanoEncoderConfig, n_embed: int, n_ctc: int):
+    def __init__(self, config: FunAsrNanoEncoderConfig, n_embed: int):
         super().__init__()
         self.width, self.size = config.input_size, config.hidden_size
         self.embed = nn.Embedding(n_embed, self.width)
         self.encoder = FunAsrNanoEncoder(config)
         self.encoder.position_embeddings = Sinusoids()
-        self.ctc = nn.Linear(self.size, n_ctc)
         self.eval().requires_grad_(False)
 
     @classmethod
     def from_published(cls, state: Mapping[str, Tensor], heads: int = 4) -> "SenseVoice":
-        """Build it from weights in their published names (`embed.weight`, `encoder.encoders0.0…`, `ctc.ctc_lo…`).
+        """Build it from weights in their published names (`embed.weight`, `encoder.encoders0.0…`).
 
         Every size is read from the weights; the number of attention heads is not in them. InputError where one lacks,
         is too many or does not fit the others.
@@ -66,7 +65,7 @@ class SenseVoice(nn.Module):
                 intermediate_size=ffn, num_hidden_layers=blocks + last, num_timestamp_prediction_layers=last,
                 fsmn_kernel_size=state["encoder.encoders0.0.self_attn.fsmn_block.weight"].shape[2],
             )  # fmt: skip
-            n_embed, n_ctc = len(state["embed.weight"]), len(state["ctc.ctc_lo.bias"])
+            n_embed = len(state["embed.weight"])
         except KeyError as error:
             raise InputError(f"the audio encoder's weights lack {error.args[0]}") from error
         if size % heads or last < 1 or n_embed <= max(QUERIES):
@@ -74,7 +73,7 @@ class SenseVoice(nn.Module):
                 f"no SenseVoice encoder: {heads} heads of states of {size}, {blocks} + {last} layers, {n_embed} queries"
             )
         with torch.device("meta"):
-            model = cls(config, n_embed, n_ctc)
+            model = cls(config, n_embed)
         names = published_names(blocks, last)
         expected = {
             published: (len(native) * len(tensor), *tensor.shape[1:])
@@ -87,13 +86,6 @@ class SenseVoice(nn.Module):
             native |= dict(zip(names[name], tensor.chunk(len(names[name])), strict=True))
         model.load_state_dict(native, assign=True)
         return model.requires_grad_(False)
-
-    def published(self) -> dict[str, Tensor]:
-        """The weights in their published names."""
-        last = self.encoder.config.num_timestamp_prediction_layers
-        names = published_names(self.encoder.config.num_hidden_layers - last, last)
-        state = self.state_dict()
-        return {published: torch.cat([state[name] for name in native]) for published, native in names.items()}
 
     def train(self, mode: bool = True) -> "SenseVoice":
         """Stays in eval mode."""
@@ -131,7 +123,6 @@ def published_names(blocks: int, last: int) -> dict[str, tuple[str, ...]]:
     blocks: layers of the encoder proper; last: those behind it (`tp_encoders`).
     """
     names = {"embed.weight": ("embed.weight",)}
-    names |= {f"ctc.ctc_lo.{kind}": (f"ctc.{kind}",) for kind in ("weight", "bias")}
     layers = ["encoders0.0", *(f"encoders.{i}" for i in range(blocks - 1)), *(f"tp_encoders.{i}" for i in range(last))]
     for index, layer in enumerate(layers):
         parts = {part: (native,) for part, native in _PARTS.items()} | {_FUSED: _SPLIT}

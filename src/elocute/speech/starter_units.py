@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from elocute.errors import InputError
-from elocute.speech.codec import ENERGY_BINS, PITCH_BINS, BrokenUnits, StarterCodec
+from elocute.speech.codec import ENERGY_BINS, PITCH_BINS, StarterCodec
 from elocute.speech.features import BLOCK_PATCHES
 from elocute.speech.repeats import merge_repeats
+from elocute.speech.units import as_units
 
 _WEIGHTS, _SETTINGS = "prosody.safetensors", "units.json"
 _FORMAT = "elocute-starter-units-1"
@@ -127,11 +128,9 @@ class StarterUnits:
 
     def decode(self, units) -> np.ndarray:
         """Units [U] (repeats are merged) → float32 [samples] in [-1, 1]. BrokenUnits for an id that is none."""
-        units = np.asarray(units, dtype=np.int64).reshape(-1)
+        units = as_units(units, self.n_units)
         if len(units) == 0:
             return np.zeros(0, dtype=np.float32)
-        if not ((units >= 0) & (units < self.n_units)).all():
-            raise BrokenUnits(f"units: expected ids in 0 … {self.n_units - 1}, got {units.min()} … {units.max()}")
         units = merge_repeats(units)
         with torch.inference_mode():
             _, durations, pitch, energy = self.prosody(torch.from_numpy(units))

@@ -16,10 +16,10 @@ import numpy as np
 
 from elocute.data.files import read_json
 from elocute.errors import InputError
-from elocute.speech.codec import BrokenUnits
 from elocute.speech.hubert import HubertUnits, Reading
 from elocute.speech.repeats import merge_repeats
 from elocute.speech.unit_vocoder import UnitVocoder
+from elocute.speech.units import as_units
 
 _SETTINGS = "unit_codec.json"
 _FORMAT = "elocute-unit-codec-1"
@@ -64,11 +64,9 @@ class UnitCodec:
 
     def decode(self, units) -> np.ndarray:
         """Units [U] (repeats are merged) → float32 [samples] in [−1, 1]. An id that is no unit: BrokenUnits."""
-        units = np.asarray(units, dtype=np.int64).reshape(-1)
+        units = as_units(units, self.n_units)
         if len(units) == 0:
             return np.zeros(0, dtype=np.float32)
-        if not ((units >= 0) & (units < self.n_units)).all():
-            raise BrokenUnits(f"units: expected 0 … {self.n_units - 1}, got {units.min()} … {units.max()}")
         return self.vocoder(merge_repeats(units))
 
 

@@ -14,9 +14,9 @@ from transformers import Xcodec2Model
 
 from elocute.data.audio import resample
 from elocute.errors import InputError
-from elocute.speech.codec import BrokenUnits
 from elocute.speech.kaldi import N_MELS, SAMPLE_RATE, fbank, povey_window
 from elocute.speech.published import EXTRACTOR, PublishedModel
+from elocute.speech.units import as_mono, as_units
 
 _STACK = 2  # 10 ms frames side by side
 _ALGORITHM = "elocute-xcodec2-units-1"
@@ -64,9 +64,7 @@ class XCodec2:
     @torch.inference_mode()
     def encode(self, waveform: np.ndarray, sample_rate: int) -> np.ndarray:
         """Float mono [samples] at any rate → int64 [U], U = ⌈(samples + 1) / 320⌉ at 16 kHz; none for no samples."""
-        waveform = np.asarray(waveform, dtype=np.float32)
-        if waveform.ndim != 1:
-            raise ValueError(f"expected a mono waveform of shape [samples], got {waveform.shape}")
+        waveform = as_mono(waveform)
         if not len(waveform):
             return np.zeros(0, dtype=np.int64)
         sound = self.padded(resample(waveform, sample_rate, SAMPLE_RATE))
@@ -94,10 +92,8 @@ class XCodec2:
     @torch.inference_mode()
     def decode(self, units) -> np.ndarray:
         """Units [U] → float32 [320 · U] in [−1, 1]. BrokenUnits for what is no unit."""
-        units = np.asarray(units, dtype=np.int64).reshape(-1)
+        units = as_units(units, self.n_units)
         if len(units) == 0:
             return np.zeros(0, dtype=np.float32)
-        if not ((units >= 0) & (units < self.n_units)).all():
-            raise BrokenUnits(f"units: expected 0 … {self.n_units - 1}, got {units.min()} … {units.max()}")
         codes = torch.from_numpy(units)[None, None].to(self.model.device)
         return self.model.decode(codes).audio_values[0, 0].clamp(-1, 1).cpu().numpy()

@@ -38,7 +38,11 @@ class RunFolder:
 
     def check(self, recipe: Recipe, *, resume: bool) -> None:
         """InputError unless the folder is free for a new run, or `recipe` continues the one in it."""
-        started = self.recipe.exists()
+        started, model = self.recipe.exists(), Path(recipe.model).resolve()
+        if model in (self.path.resolve(), *self.path.resolve().parents):
+            raise InputError(
+                f"{self.path}: run_dir: expected a folder outside of {recipe.model}: a model is saved whole"
+            )
         if not resume:
             if self.path.exists() and any(self.path.iterdir()):
                 raise InputError(f"{self.path}: run_dir: not empty; --resume continues it, or choose another folder")

@@ -9,6 +9,10 @@ what is heard, and the continuous mask m that is 1 on the codes of heard speech:
     branch : the residual stream after layer `kimia_mimo_transformer_from_layer_index` runs through the mimo layers,
              g = mimo_norm(…);                                 audio logits = mimo_output(g)
 
+The original leaves E[t_p] out of a pass whose text ids are all 0: sampling step by step, that is every `!`, which is
+id 0; scoring or training a whole sequence, it is none. Here it is always added, so that what is sampled is what is
+scored.
+
 Layers, norms and positions are Qwen2's; both stacks see the same positions and the same causal mask. A cache holds the
 main layers first, then those of the branch. The names are those of the published weights.
 """
@@ -99,8 +103,6 @@ class KimiModel(Qwen2Model):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
-        if text_ids is not None and past == 0 and not text_ids.any():
-            text_ids = None  # as the original does, for what begins with no text at all
         hidden = self.embed(audio_ids, text_ids, features, continuous)
         if position_ids is None:
             position_ids = torch.arange(past, past + hidden.shape[1], device=hidden.device)[None]

@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from elocute.errors import InputError
-from elocute.models.interleaved import control_tokens
+from elocute.models.control import control_tokens
 from elocute.models.minicpm_o.config import MiniCPMOConfig
 from elocute.models.minicpm_o.prompt import ControlTokens, Prompt, Turn, lay_out
 from elocute.models.reading import Template

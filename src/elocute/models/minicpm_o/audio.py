@@ -18,6 +18,8 @@ from torch import nn
 from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from elocute.models.minicpm_o.mask import additive
+
 SAMPLE_RATE = 16000
 _PIECE = 30 * SAMPLE_RATE
 
@@ -49,7 +51,7 @@ class AudioEncoder(WhisperEncoder):
         """mel [B, bins, F], zeros behind each clip's own frames int64 [B] → [B, S, D]."""
         hidden = F.gelu(self.conv2(F.gelu(self.conv1(mel)))).transpose(1, 2)
         hidden = hidden + self.embed_positions.weight[: hidden.shape[1]]
-        mask = _additive(chunk_mask(hidden.shape[1], frames, self.chunk), hidden.dtype)
+        mask = additive(chunk_mask(hidden.shape[1], frames, self.chunk), hidden.dtype)
         for layer in self.layers:
             hidden = layer(hidden, mask)
         return self.layer_norm(hidden)
@@ -100,7 +102,3 @@ def fill(embedded: torch.Tensor, bounds: Sequence[tuple[int, int]], heard: torch
 def _pooled(frames: int, pool_step: int) -> int:
     """Mel frames → embeddings."""
     return ((frames - 1) // 2 + 1 - pool_step) // pool_step + 1
-
-
-def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)

@@ -45,9 +45,6 @@ class ChatTTSConfig:
     text_eos_token_id: int = 21133
     streaming_text_reserved_len: int = 300
     streaming_text_chunk_size: int = 10
-    top_p: float = 0.7
-    top_k: int = 20
-    repetition_penalty: float = 1.0
 
     @property
     def eos(self) -> int:
@@ -58,6 +55,11 @@ class ChatTTSConfig:
     def audio_start(self) -> int:
         """The position of the audio's first input, [Ptts], behind [Stts], [spk_emb] and the text's slots."""
         return self.streaming_text_reserved_len + 2
+
+    @property
+    def most_frames(self) -> int:
+        """The longest speech that there are positions for."""
+        return self.max_position_embeddings - self.audio_start
 
     def llama(self) -> LlamaConfig:
         """Of the decoder's transformer: Llama's own defaults but for the sizes; θ is 10000, not the LLM's."""

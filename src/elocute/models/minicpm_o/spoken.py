@@ -1,11 +1,10 @@
-"""From the LLM's answer to what the speech decoder reads, and which cells of both are actions.
+"""From the LLM's answer to what the speech decoder reads.
 
 The decoder reads `[Stts][spk_emb]{text}[Etts][PAD]…`, R + 2 slots; a text of R tokens or more is cut to R and loses its
 [Etts]. R is streaming_text_reserved_len, 300. The text is read as it is; the original's streaming mode, which is not
 built, also spells out digits and drops asterisks.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,28 +15,6 @@ from elocute.models.minicpm_o.config import ChatTTSConfig
 from elocute.models.minicpm_o.prompt import ControlTokens
 
 TOKENIZER = "assets/chattts_tokenizer"
-
-
-@dataclass(frozen=True)
-class Cells:
-    """Which cells of one response were sampled: actions; the others are forced, or padding, and no actions.
-
-    text bool [P+N]: of the LLM's ids, prompt and answer. speech bool [T, num_vq]: of the decoder's frames; its text
-    slots, [Stts] … [Ptts], are forced and have no cells here.
-    """
-
-    text: torch.Tensor
-    speech: torch.Tensor
-
-
-def cells(prompt: int, answer: torch.Tensor, codes: torch.Tensor, tokens: ControlTokens, eos: int) -> Cells:
-    """The actions of a response: answer int64 [N] behind `prompt` ids, codes int64 [T, num_vq].
-
-    Text: every id of the answer up to its first terminator, that one and <|tts_eos|> included. Speech: all codes of
-    every frame up to the first that holds the end in any codebook, all four of that frame included.
-    """
-    text = torch.cat([torch.zeros(prompt, dtype=torch.bool), _up_to(torch.isin(answer, _terminators(answer, tokens)))])
-    return Cells(text, _up_to((codes == eos).any(-1))[:, None].expand(codes.shape).clone())
 
 
 def target_codes(codes: torch.Tensor, eos: int) -> torch.Tensor:

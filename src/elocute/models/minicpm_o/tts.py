@@ -19,6 +19,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from transformers import DynamicCache, LlamaModel
 
 from elocute.models.minicpm_o.config import ChatTTSConfig
+from elocute.models.minicpm_o.mask import additive
 
 _AUDIO_CHUNK = 50
 """Frames that see the same text. The original's mask has it as a default that its caller never sets."""
@@ -64,7 +65,7 @@ class ConditionalChatTTS(nn.Module):
         states = self.model(
             inputs_embeds=torch.cat([self.embed_text(text[:, :slots], speaker), audio], 1),
             position_ids=positions[None],
-            attention_mask=_additive(mask, audio.dtype),
+            attention_mask=additive(mask, audio.dtype),
             use_cache=False,
         ).last_hidden_state
         return states[:, slots : slots + codes.shape[1]]
@@ -121,7 +122,7 @@ class ConditionalChatTTS(nn.Module):
         return self.model(
             inputs_embeds=embedded,
             position_ids=positions[None],
-            attention_mask=_additive(mask, embedded.dtype),
+            attention_mask=additive(mask, embedded.dtype),
             past_key_values=cache.layers,
             use_cache=True,
         ).last_hidden_state
@@ -180,8 +181,3 @@ def visible(queries: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor, conf
 
 def _with_audio(valid: torch.Tensor, frames: int) -> torch.Tensor:
     return torch.cat([valid, valid.new_ones(len(valid), frames)], 1)
-
-
-def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """0 where it is visible, the type's lowest number elsewhere: eager attention and SDPA both take this."""
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)

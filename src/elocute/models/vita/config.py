@@ -22,7 +22,6 @@ class VitaConfig(Qwen2Config):
 
     model_type = "qwen2_mtp"
     num_nextn_predict_layers: int = 1
-    mtp_loss_weight: float | int = 1.0
 
     @property
     def n_mtp(self) -> int:
@@ -42,9 +41,10 @@ class VitaConfig(Qwen2Config):
 
 @strict
 class VitaPlusConfig(VitaConfig):
-    """Plus."""
+    """Plus. audio_state_size: of what the audio encoder gives; the published file does not say it, the weights do."""
 
     model_type = "qwen2_mtp_sensevoice"
+    audio_state_size: int = 512
 
 
 _CLASSES = {kind.model_type: kind for kind in (VitaConfig, VitaPlusConfig)}

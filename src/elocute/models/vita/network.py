@@ -9,6 +9,9 @@ With n the final norm, which all stages share, and emb the token embeddings,
 embeds, p + d, and is causal over its own rows. x is emb(token) but where the features of heard audio replace it
 (`write_audio`); the depths always embed the token itself.
 
+Plus also has the projector here, through which the states of its frozen audio encoder (user_audio.py) come in: the
+original freezes that encoder alone.
+
 The names of the parameters are the published ones: the depths' layers stand in `model.layers` behind the main ones.
 They are *not* layers of the LLM – a stock Qwen2 would run them as such – so what lists layers (LoRA, sharding) asks
 `is_mtp`.
@@ -26,6 +29,18 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMS
 from elocute.models.vita.config import VitaConfig
 
 
+class Projector(nn.Module):
+    """Linear(GELU(Linear(LayerNorm(state)))): [.., size] → [.., hidden size of the LLM]."""
+
+    def __init__(self, size: int, hidden: int):
+        super().__init__()
+        self.pre_proj_layernorm = nn.LayerNorm(size)
+        self.mlp = nn.Sequential(nn.Linear(size, hidden, bias=False), nn.GELU(), nn.Linear(hidden, hidden, bias=False))
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.mlp(self.pre_proj_layernorm(states))
+
+
 class VitaModel(Qwen2Model):
     """The LLM's trunk; runs the main layers only, and holds those of multi-token prediction behind them."""
 
@@ -38,6 +53,8 @@ class VitaModel(Qwen2Model):
         super().__init__(main)
         # Layer index 0: each has a cache of its own, whose length lags behind the main layers'.
         self.layers.extend(Qwen2DecoderLayer(main, 0) for _ in range(config.n_mtp))
+        if config.hears_features:
+            self.audio_projection = Projector(config.audio_state_size, config.hidden_size)
         self.post_init()
 
 
@@ -46,7 +63,7 @@ class VitaForCausalLM(Qwen2ForCausalLM):
 
     config: VitaConfig
     _tied_weights_keys = {}
-    _keys_to_ignore_on_load_unexpected = [r"^model\.audio_(model|projection)\."]  # loaded apart, see `user_audio`
+    _keys_to_ignore_on_load_unexpected = [r"^model\.audio_model\."]  # loaded apart, see `user_audio`
 
     def __init__(self, config: VitaConfig):
         Qwen2PreTrainedModel.__init__(self, config)
@@ -116,32 +133,6 @@ class VitaForCausalLM(Qwen2ForCausalLM):
         for depth in range(1, (self.n_mtp if deepest is None else deepest) + 1):
             valid = None if attention_mask is None else attention_mask[:, :-depth] * attention_mask[:, depth:]
             states.append(self.mtp(depth, states[-1][:, :-1], embeds[:, depth:], position_ids[:, depth:], valid))
-        return states
-
-    def packed_depths(
-        self, ids: Tensor, hidden: Tensor, position_ids: Tensor, *, detach: bool = False
-    ) -> list[tuple[Tensor, Tensor]]:
-        """All depths of rows that hold several sequences each, whose position_ids [B, T] start at 0.
-
-        → [(h_0 [B·T, D], last [B·T]), (h_1 [M_1, D], last [M_1]) …]: states of all rows one behind the other, and for
-        each the index, in the flattened batch, of the last token that it has read. Fewer with every depth, by one a
-        sequence. As the original trains: one long row, in which no sequence sees another. detach: the depths' gradient
-        reaches neither the embeddings nor, through h_0, the main layers.
-        """
-        embeds, positions = self.model.embed_tokens(ids).flatten(0, 1), position_ids.flatten()
-        last = torch.arange(len(positions), device=ids.device)
-        states = [(hidden.flatten(0, 1), last)]
-        if detach:
-            embeds = embeds.detach()
-        for depth in range(1, self.n_mtp + 1):
-            h, last = states[-1]
-            h = h.detach() if detach and depth == 1 else h
-            following = (last + 1).clamp(max=len(positions) - 1)
-            goes_on = positions[following] == positions[last] + 1
-            h, last = h[goes_on], following[goes_on]
-            if len(last):
-                h = self.mtp(depth, h[None], embeds[last][None], positions[last][None])[0]
-            states.append((h, last))
         return states
 
 

@@ -13,7 +13,7 @@ from elocute.errors import InputError
 from elocute.speech.chat_tts.dvae import Dvae, DvaeShape
 from elocute.speech.chat_tts.mel import SAMPLE_RATE, LogMel
 from elocute.speech.chat_tts.vocos import Vocos
-from elocute.speech.codec import BrokenUnits
+from elocute.speech.units import as_mono, as_units
 
 PREFIX = "tts.dvae."
 VOCOS = "assets/Vocos.pt"
@@ -41,10 +41,8 @@ class ChatTTSCodec:
         InputError for what is missing or does not fit.
         """
         folder = Path(folder)
-        dvae, vocos = load_dvae(Shards.open(folder)), Vocos.load(folder / VOCOS)
-        if (bins := vocos.backbone.embed.in_channels) != dvae.shape.bins:
-            raise InputError(f"{folder / VOCOS}: expected {dvae.shape.bins} mel bins as the DVAE has, got {bins}")
-        return cls(dvae, vocos)
+        vocos = check_codec(folder)
+        return cls(load_dvae(Shards.open(folder)), vocos)
 
     def save(self, folder: str | Path) -> None:
         """Write a folder of the codec alone, named as in the published one: model.safetensors and assets/Vocos.pt.
@@ -65,9 +63,7 @@ class ChatTTSCodec:
 
         What is shorter than half a window, 513 samples, has none.
         """
-        waveform = np.asarray(waveform, dtype=np.float32)
-        if waveform.ndim != 1:
-            raise ValueError(f"expected a mono waveform of shape [samples], got {waveform.shape}")
+        waveform = as_mono(waveform)
         sound = torch.from_numpy(resample(waveform, sample_rate, SAMPLE_RATE)).to(self.device)
         if len(sound) <= self.mel.n_fft // 2:
             return np.zeros((0, self.codebooks), dtype=np.int64)
@@ -76,17 +72,30 @@ class ChatTTSCodec:
     @torch.inference_mode()
     def decode(self, codes) -> np.ndarray:
         """Codes [T, codebooks], without the end → float32 [512 · T] in [−1, 1]. BrokenUnits for what is no code."""
-        codes = np.asarray(codes, dtype=np.int64).reshape(-1, self.codebooks)
+        codes = as_units(codes, self.n_units, self.codebooks)
         if len(codes) == 0:
             return np.zeros(0, dtype=np.float32)
-        if not ((codes >= 0) & (codes < self.n_units)).all():
-            raise BrokenUnits(f"codes: expected 0 … {self.n_units - 1}, got {codes.min()} … {codes.max()}")
         sound = self.vocos(self.dvae.decode(torch.from_numpy(codes).to(self.device)))
         return sound.clamp(-1, 1).cpu().numpy()
 
 
+def check_codec(folder: Path) -> Vocos:
+    """InputError unless the codec is there and its parts fit, before the DVAE is read; Vocos, which is small."""
+    dvae, vocos = make_dvae(Shards.open(folder)), Vocos.load(folder / VOCOS)
+    if (bins := vocos.backbone.embed.in_channels) != dvae.shape.bins:
+        raise InputError(f"{folder / VOCOS}: expected {dvae.shape.bins} mel bins as the DVAE has, got {bins}")
+    return vocos
+
+
 def load_dvae(shards: Shards) -> Dvae:
     """The DVAE alone, in float32. InputError unless the folder's weights hold all of it."""
+    dvae = make_dvae(shards)
+    dvae.load_state_dict(shards.read(PREFIX, torch.float32), assign=True)
+    return dvae
+
+
+def make_dvae(shards: Shards) -> Dvae:
+    """The same without its weights."""
     shapes = shards.shapes(PREFIX)
     try:
         shape = DvaeShape.of(shapes)
@@ -94,7 +103,6 @@ def load_dvae(shards: Shards) -> Dvae:
         raise InputError(f"{shards.folder}: the weights lack {PREFIX}{error.args[0]}") from error
     dvae = without_weights(lambda: Dvae(shape))
     check_fit(dvae, shapes, f"{shards.folder}: {PREFIX[:-1]}")
-    dvae.load_state_dict(shards.read(PREFIX, torch.float32), assign=True)
     return dvae
 
 

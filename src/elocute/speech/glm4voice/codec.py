@@ -14,9 +14,9 @@ import numpy as np
 
 from elocute.data.files import read_json
 from elocute.errors import InputError
-from elocute.speech.codec import BrokenUnits
 from elocute.speech.glm4voice.decoder import STEPS, SpeechDecoder
 from elocute.speech.glm4voice.tokenizer import SpeechTokenizer
+from elocute.speech.units import as_units
 
 SETTINGS = "glm4voice_codec.json"
 _FORMAT = "elocute-glm4voice-codec-1"
@@ -61,11 +61,9 @@ class Glm4VoiceCodec:
 
         An id that is no unit: BrokenUnits.
         """
-        units = np.asarray(units, dtype=np.int64).reshape(-1)
+        units = as_units(units, self.n_units)
         if len(units) == 0:
             return np.zeros(0, dtype=np.float32)
-        if not ((units >= 0) & (units < self.n_units)).all():
-            raise BrokenUnits(f"units: expected 0 … {self.n_units - 1}, got {units.min()} … {units.max()}")
         return self.decoder(units, self.steps)
 
 

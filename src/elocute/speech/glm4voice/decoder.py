@@ -71,6 +71,16 @@ class SpeechDecoder:
             return self.vocoder(mel[None], generator)[0].cpu().numpy()
 
 
+def check_knows(folder: Path, n_units: int, model: Path) -> None:
+    """InputError unless the decoder of a folder, of which config.yaml alone is read, can say every unit of a model."""
+    file = Path(folder) / _FILES[0]
+    said = read_tagged_yaml(file)
+    _check(said, file)
+    knows = said["flow"].get("vocab_size")
+    if type(knows) is not int or knows < n_units:
+        raise InputError(f"{model}: {folder} knows {knows} units, the model's vocabulary has {n_units}")
+
+
 def _check(said: dict, file: Path) -> None:
     for path, expected in _AS_PUBLISHED.items():
         part = said

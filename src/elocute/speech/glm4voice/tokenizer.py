@@ -29,6 +29,7 @@ from elocute.data.digest import digest_file
 from elocute.data.files import read_json
 from elocute.errors import InputError
 from elocute.speech.glm4voice.files import copy_files, fill, read_safetensors
+from elocute.speech.units import as_mono
 
 _ALGORITHM = "elocute-glm4voice-units-1"
 """Part of the digest: a change below that changes units must change it."""
@@ -134,9 +135,7 @@ class SpeechTokenizer:
 
     def encode(self, waveform: np.ndarray, sample_rate: int) -> np.ndarray:
         """Float mono [samples] at any rate → int64 [U]; none for no samples."""
-        waveform = np.asarray(waveform, dtype=np.float32)
-        if waveform.ndim != 1:
-            raise ValueError(f"expected a mono waveform of shape [samples], got {waveform.shape}")
+        waveform = as_mono(waveform)
         waveform = resample(waveform, sample_rate, self.sample_rate)
         if len(waveform) == 0:
             return np.zeros(0, dtype=np.int64)

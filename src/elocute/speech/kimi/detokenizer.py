@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from elocute.errors import InputError
-from elocute.speech.codec import BrokenUnits
 from elocute.speech.kimi.bigvgan import BigVGAN
 from elocute.speech.kimi.flow import FRAMES, Flow
+from elocute.speech.units import as_units
 
 _NOISE_SEED = 0
 
@@ -41,9 +41,7 @@ class Detokenizer:
     @torch.inference_mode()
     def decode(self, codes) -> np.ndarray:
         """int [U] → float32 [1920 · U] in [−1, 1]. BrokenUnits for what is no code."""
-        codes = torch.as_tensor(np.asarray(codes, dtype=np.int64))
-        if wrong := [code for code in codes.tolist() if not 0 <= code < self.n_codes]:
-            raise BrokenUnits(f"code {wrong[0]}: expected 0 … {self.n_codes - 1}")
+        codes = torch.from_numpy(as_units(codes, self.n_codes))
         if not len(codes):
             return np.zeros(0, dtype=np.float32)
         mel = self.flow.mel(codes, torch.Generator().manual_seed(_NOISE_SEED))

@@ -17,6 +17,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from elocute.data.audio import resample
 from elocute.data.files import read_json
 from elocute.errors import InputError
+from elocute.speech.units import as_mono
 
 SAMPLE_RATE = 16000
 WINDOW, HOP, FOLD = 30 * SAMPLE_RATE, 1280, 4
@@ -61,9 +62,7 @@ class WhisperFeatures:
 
     def encode(self, waveform: np.ndarray, sample_rate: int) -> torch.Tensor:
         """Float mono [samples] at any rate → float32 [n, 4·d] on the CPU, n = ⌈samples / 1280⌉ at 16 kHz."""
-        waveform = np.asarray(waveform, dtype=np.float32)
-        if waveform.ndim != 1:
-            raise ValueError(f"expected a mono waveform of shape [samples], got {waveform.shape}")
+        waveform = as_mono(waveform)
         waveform = resample(waveform, sample_rate, SAMPLE_RATE)
         windows = [waveform[start : start + WINDOW] for start in range(0, len(waveform), WINDOW)]
         frames = [torch.zeros(0, self.encoder.config.d_model), *map(self._frames, windows)]

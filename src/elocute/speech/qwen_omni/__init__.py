@@ -1,7 +1,7 @@
 """Qwen2.5-Omni's ends of speech: the thinker's ear, and the talker's voice (token2wav), of transformers' layers."""
 
 from elocute.speech.qwen_omni.config import open_folder, read_part, shapes_of
-from elocute.speech.qwen_omni.ear import Ear
-from elocute.speech.qwen_omni.voice import Voice, read_speaker
+from elocute.speech.qwen_omni.ear import Ear, make_ear
+from elocute.speech.qwen_omni.voice import Voice, make_voice
 
-__all__ = ["Ear", "Voice", "open_folder", "read_part", "read_speaker", "shapes_of"]
+__all__ = ["Ear", "Voice", "make_ear", "make_voice", "open_folder", "read_part", "shapes_of"]

@@ -12,7 +12,7 @@ from transformers import WhisperFeatureExtractor
 from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAudioEncoder
 
 from elocute.data.audio import resample
-from elocute.data.shards import check_fit, without_weights
+from elocute.data.shards import Shards, check_fit, without_weights
 from elocute.errors import InputError
 from elocute.speech.qwen_omni.config import open_folder, read_part, shapes_of
 
@@ -31,16 +31,7 @@ class Ear:
     @classmethod
     def load(cls, folder: str | Path, *, dtype: torch.dtype | str = torch.float32) -> "Ear":
         """From a Qwen2.5-Omni folder, of which only the audio tower and preprocessor_config.json are read."""
-        config, source = open_folder(folder)
-        mel = read_extractor(folder)
-        shape = config.thinker_config.audio_config
-        if mel.feature_size != shape.num_mel_bins:
-            raise InputError(
-                f"{folder}/preprocessor_config.json: feature_size: expected {shape.num_mel_bins} as the audio tower "
-                f"has, got {mel.feature_size}"
-            )
-        tower = without_weights(lambda: Qwen2_5OmniAudioEncoder(shape))
-        check_fit(tower, shapes_of(source, PREFIX), f"{folder}: {PREFIX[:-1]}")
+        tower, mel, source = make_ear(folder)
         tower.load_state_dict(read_part(source, PREFIX, dtype), assign=True)
         return cls(tower, mel)
 
@@ -73,6 +64,20 @@ class Ear:
         after, _ = self.tower._get_feat_extract_output_lengths(length)
         heard = self.tower(mel, feature_lens=length, aftercnn_lens=after).last_hidden_state
         return heard.cpu()
+
+
+def make_ear(folder: str | Path) -> tuple[Qwen2_5OmniAudioEncoder, WhisperFeatureExtractor, Shards]:
+    """The audio tower without its weights, what it hears, and where they lie. InputError for what does not fit."""
+    config, source = open_folder(folder)
+    mel, shape = read_extractor(folder), config.thinker_config.audio_config
+    if mel.feature_size != shape.num_mel_bins:
+        raise InputError(
+            f"{folder}/preprocessor_config.json: feature_size: expected {shape.num_mel_bins} as the audio tower has, "
+            f"got {mel.feature_size}"
+        )
+    tower = without_weights(lambda: Qwen2_5OmniAudioEncoder(shape))
+    check_fit(tower, shapes_of(source, PREFIX), f"{folder}: {PREFIX[:-1]}")
+    return tower, mel, source
 
 
 def read_extractor(folder: str | Path) -> WhisperFeatureExtractor:

@@ -13,8 +13,8 @@ from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniTo
 
 from elocute.data.shards import Shards, check_fit, without_weights
 from elocute.errors import InputError
-from elocute.speech.codec import BrokenUnits
 from elocute.speech.qwen_omni.config import open_folder, read_part, shapes_of
+from elocute.speech.units import BrokenUnits, as_units
 
 PREFIX = "token2wav."
 SPEAKERS = "spk_dict.pt"
@@ -53,15 +53,7 @@ class Voice:
     @classmethod
     def load(cls, folder: str | Path, speaker: str = SPEAKER) -> "Voice":
         """From a Qwen2.5-Omni folder, of which only token2wav and `spk_dict.pt` are read."""
-        config, source = open_folder(folder)
-        known = read_speaker(Path(folder), speaker)
-        dit = config.token2wav_config.dit_config
-        if known.ref_mel.shape[-1] != dit.mel_dim or known.cond.shape[-1] != dit.enc_emb_dim:
-            raise InputError(
-                f"{folder}/{SPEAKERS}: {speaker}: expected cond [1, {dit.enc_emb_dim}] and ref_mel "
-                f"[1, T, {dit.mel_dim}], got {[*known.cond.shape]} and {[*known.ref_mel.shape]}"
-            )
-        model = make_token2wav(config, source)
+        model, known, source = make_voice(folder, speaker)
         model.load_state_dict(read_part(source, PREFIX, torch.float32), assign=True)
         return cls(model, known)
 
@@ -76,11 +68,9 @@ class Voice:
     def decode(self, units) -> np.ndarray:
         """Codes [U] → float32 [480 · U] in [−1, 1] in the published model. BrokenUnits for what is no code, and for
         more codes than the decoder has places."""
-        units = np.asarray(units, dtype=np.int64).reshape(-1)
+        units = as_units(units, self.n_units)
         if len(units) == 0:
             return np.zeros(0, dtype=np.float32)
-        if not ((units >= 0) & (units < self.n_units)).all():
-            raise BrokenUnits(f"codes: expected 0 … {self.n_units - 1}, got {units.min()} … {units.max()}")
         dit = self.model.code2wav_dit_model
         if len(units) * dit.repeats > (places := dit.config.max_position_embeddings):
             raise BrokenUnits(f"{len(units)} codes: the voice can say {places // dit.repeats} at most")
@@ -100,11 +90,18 @@ class Voice:
         raise InputError(f"{folder}: the voice of a Qwen2.5-Omni is saved with its model")
 
 
-def make_token2wav(config, source: Shards) -> Qwen2_5OmniToken2WavModel:
-    """token2wav without its weights. InputError unless those that lie there are exactly its."""
+def make_voice(folder: str | Path, speaker: str = SPEAKER) -> tuple[Qwen2_5OmniToken2WavModel, Speaker, Shards]:
+    """token2wav without its weights, who speaks, and where they lie. InputError for what does not fit."""
+    config, source = open_folder(folder)
+    known, dit = read_speaker(Path(folder), speaker), config.token2wav_config.dit_config
+    if known.ref_mel.shape[-1] != dit.mel_dim or known.cond.shape[-1] != dit.enc_emb_dim:
+        raise InputError(
+            f"{folder}/{SPEAKERS}: {speaker}: expected cond [1, {dit.enc_emb_dim}] and ref_mel [1, T, {dit.mel_dim}], "
+            f"got {[*known.cond.shape]} and {[*known.ref_mel.shape]}"
+        )
     model = without_weights(lambda: Qwen2_5OmniToken2WavModel(config.token2wav_config))
     check_fit(model, shapes_of(source, PREFIX), f"{source.folder}: {PREFIX[:-1]}")
-    return model
+    return model, known, source
 
 
 def read_speaker(folder: Path, name: str = SPEAKER) -> Speaker:
