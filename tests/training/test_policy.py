@@ -181,6 +181,20 @@ def test_defect_07_the_reference_is_the_model_before_training_without_dropout(le
 
 
 @pytest.mark.parametrize("overrides", [[], LORA], ids=["full", "lora"])
+def test_every_weight_that_is_trained_has_a_gradient_whatever_is_scored(model_folder, overrides):
+    policy = load_policy(make_recipe(model_folder, *overrides))
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    scores = [policy(batch)[0] for batch in (make_rows(), None)]
+    assert len(scores[0]) and len(scores[1]) == 0
+    for score, moves in zip(scores, (True, False), strict=True):
+        policy.zero_grad()
+        score.sum().backward()
+        assert any(p.grad.any() for p in trained) == moves
+    with torch.no_grad():
+        assert torch.equal(policy(make_rows())[0], scores[0])  # to the last bit
+
+
+@pytest.mark.parametrize("overrides", [[], LORA], ids=["full", "lora"])
 def test_defect_07_nothing_turns_the_policys_dropout_on(leaky_folder, overrides):
     """Score equals sample before, after and in spite of the reference, also in train mode."""
     recipe = make_recipe(leaky_folder, *KL, *overrides, "gradient_checkpointing=true")
