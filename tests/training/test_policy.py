@@ -2,6 +2,7 @@
 
 import copy
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -178,6 +179,18 @@ def test_defect_07_the_reference_is_the_model_before_training_without_dropout(le
         assert torch.allclose(reference.logprobs(batch, 0.7), expected, atol=1e-5)
     assert seen and not any(seen)
     assert not torch.allclose(policy(batch, 0.7)[0], expected, atol=1e-3)  # the adapter is on again
+
+
+@pytest.mark.parametrize("overrides", [[], LORA], ids=["full", "lora"])
+def test_the_reference_is_made_of_what_is_loaded(tiny_lm, tmp_path, overrides):
+    """Of the network: no file is read again, and there is one codec."""
+    tiny_lm.save(tmp_path / "model")
+    recipe, batch = make_recipe(tmp_path / "model", *KL, *overrides), make_rows()
+    policy = load_policy(recipe)
+    shutil.rmtree(tmp_path / "model")
+    reference = Reference(recipe, policy)
+    assert torch.equal(reference.logprobs(batch, 1.0), policy(batch)[0])
+    assert reference.policy.lm.codec is policy.lm.codec
 
 
 @pytest.mark.parametrize("overrides", [[], LORA], ids=["full", "lora"])

@@ -1,6 +1,7 @@
 """The network that is trained, and its reference: teacher-forced log-probs of selected tokens."""
 
 import contextlib
+import copy
 import re
 from collections.abc import Sequence
 
@@ -88,15 +89,17 @@ def _joined(states: Sequence[States], values: Sequence[torch.Tensor], count: int
 
 
 class Reference:
-    """The model as it was before training, in eval mode: LoRA's base, or a frozen copy loaded from the recipe."""
+    """The model as it was before training, in eval mode: LoRA's base, or a frozen copy of the policy as it is now.
+
+    The copy is of the network alone: what hears, speaks and reads is the policy's.
+    """
 
     def __init__(self, recipe: Recipe, policy: Policy):
         if recipe.lora:
             self.policy, self.off = policy, policy.network.disable_adapter
         else:
-            lm = load_model(recipe.model, dtype=next(policy.network.parameters()).dtype)
-            lm.compute = policy.lm.compute
-            lm.model.to(next(policy.network.parameters()).device).eval().requires_grad_(False)
+            lm = copy.copy(policy.lm)
+            lm.model = copy.deepcopy(policy.network).eval().requires_grad_(False)
             self.policy, self.off = Policy(lm, share_prompts=policy.share_prompts), contextlib.nullcontext
 
     @torch.no_grad()
