@@ -112,16 +112,16 @@ class AdapterChecks:
 
     @pytest.mark.parametrize("share_prompts", [True, False])
     def test_score_is_sample_in_bfloat16(self, lm, prompts, share_prompts, monkeypatch):
-        """Weights in float32, products in bfloat16, of which each is right to 1/256."""
+        """Weights in float32, products in bfloat16, each of them right to 1/256, in sampler and scorer alike."""
         monkeypatch.setattr(lm, "compute", torch.bfloat16)
         seeds = [[100 * prompt, 100 * prompt + 1] for prompt in range(len(prompts))]
         groups = sample_groups(lm, prompts, seeds, Sampling(LENGTH, TEMPERATURE))
         rollouts = [rollout for group in groups for rollout in group]
         sampled = torch.cat([rollout.logprob[rollout.tokens.action] for rollout in rollouts])
-        logp = score(lm, rollouts, share_prompts=share_prompts)
-        assert (logp - sampled).abs().mean() < 0.02
+        same = (score(lm, rollouts, share_prompts=share_prompts) - sampled).abs().mean()
         lm.compute = None
-        assert (score(lm, rollouts) - sampled).abs().max() > 1e-3  # it did not go unheard
+        other = (score(lm, rollouts) - sampled).abs().mean()
+        assert other > 0.004 and same < 0.02 and same < 0.7 * other  # some products are added in another order
 
     def test_targets_are_read_back(self, lm, rows):
         row, audio = read_rows(rows)[0], EncodedAudio(lm.codec)
