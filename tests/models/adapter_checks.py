@@ -9,6 +9,7 @@ The fixtures lm, rows, prompts and groups are there for its own tests, too (conf
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from elocute.data.cache import EncodedAudio
 from elocute.data.rows import read_rows
 from elocute.errors import InputError
 from elocute.models import check_model, load_model
-from elocute.models.batch import make_batch, pad_tokens
+from elocute.models.batch import Batch, make_batch, pad_tokens
 from elocute.recipe import load_recipe
 from elocute.rollout import Sampling, sample_groups
 from elocute.training.policy import Policy
@@ -28,16 +29,19 @@ from elocute.training.trainer import Trainer
 
 LENGTH, TEMPERATURE = 14, 0.9
 OBJECTIVES = {
-    "hybrid": "{mixing: {kind: fixed, value: 0.5}, policy_gradient: {scope: text}, sft: {scope: all}, "
+    "hybrid": "{mixing: {kind: fixed, value: 0.5}, policy_gradient: {scope: all}, sft: {scope: all}, "
     "kl: {text: 0.1, speech: 0.1}}",
     "dpo": "{kind: dpo, mode: offline, scope: all}",
 }
 
 
 class AdapterChecks:
-    """still: how the names of tensors begin that no training here moves. control: a token that no row may hold."""
+    """still: how the names of tensors begin that no training here moves. written: what a target's text is read back as.
+    more: what else the recipe of a step with LoRA says. control: a token that no row may hold."""
 
     still: tuple[str, ...] = ()
+    written = "hel"
+    more: tuple[str, ...] = ()
     control = "<|im_end|>"
 
     def tensors(self, folder: Path) -> dict[str, torch.Tensor]:
@@ -77,6 +81,48 @@ class AdapterChecks:
             assert next(cells, None) is None
             assert (rollout.logprob[~rollout.tokens.action] == 0).all() and (rollout.logprob <= 0).all()
 
+    def test_forced_cells_have_no_gradient(self, lm, groups, monkeypatch):
+        """Exactly 0 at what says them, though they are scored, too; actions have one."""
+        found, states = [], lm.states
+
+        def leaves(batch, **how):
+            found.extend(replace(of, hidden=of.hidden.detach().requires_grad_()) for of in states(batch, **how))
+            return found
+
+        monkeypatch.setattr(lm, "states", leaves)
+        batch, action = batch_of([rollout for group in groups for rollout in group], forced=True)
+        with torch.enable_grad():
+            (Policy(lm)(batch)[0] * action).sum().backward()
+        lm.model.zero_grad()
+        for of in found:
+            moves, mine = of.hidden.grad.abs().amax(-1) > 0, action if of.where is None else action[of.where]
+            assert not moves[~mine].any() and moves[mine].all()
+        assert sum(len(of.hidden) for of in found) == len(action)
+
+    def test_every_weight_that_is_trained_has_a_gradient(self, lm, groups):
+        """Whatever is scored: processes add them up, and wait for each other's."""
+        batch, _ = batch_of(groups[0][:1])
+        batch = replace(batch, rows=batch.rows[:1], columns=batch.columns[:1], targets=batch.targets[:1])
+        for some in (batch, None):
+            lm.model.zero_grad()
+            Policy(lm)(some)[0].sum().backward()
+            gradients = [p.grad for p in lm.model.parameters() if p.requires_grad]
+            assert None not in gradients and any(g.any() for g in gradients) == (some is not None)
+        lm.model.zero_grad()
+
+    @pytest.mark.parametrize("share_prompts", [True, False])
+    def test_score_is_sample_in_bfloat16(self, lm, prompts, share_prompts, monkeypatch):
+        """Weights in float32, products in bfloat16, each of them right to 1/256, in sampler and scorer alike."""
+        monkeypatch.setattr(lm, "compute", torch.bfloat16)
+        seeds = [[100 * prompt, 100 * prompt + 1] for prompt in range(len(prompts))]
+        groups = sample_groups(lm, prompts, seeds, Sampling(LENGTH, TEMPERATURE))
+        rollouts = [rollout for group in groups for rollout in group]
+        sampled = torch.cat([rollout.logprob[rollout.tokens.action] for rollout in rollouts])
+        same = (score(lm, rollouts, share_prompts=share_prompts) - sampled).abs().mean()
+        lm.compute = None
+        other = (score(lm, rollouts) - sampled).abs().mean()
+        assert other > 0.004 and same < 0.02 and same < 0.7 * other  # some products are added in another order
+
     def test_targets_are_read_back(self, lm, rows):
         row, audio = read_rows(rows)[0], EncodedAudio(lm.codec)
         tokens = lm.encode_target(row, audio)
@@ -85,24 +131,30 @@ class AdapterChecks:
         expected = audio.units(row.target_audio).tolist()
         assert not answer.broken and [*map(as_list, answer.units)] == expected and tokens.action.any()
         utterance = lm.decode(tokens.ids)
-        assert utterance.text == "hel" and len(utterance.waveform) > 0 and not utterance.broken
+        assert utterance.text == self.written and len(utterance.waveform) > 0 and not utterance.broken
 
     @pytest.mark.parametrize("objective", OBJECTIVES)
     def test_one_step_of_lora_moves_the_adapter_and_is_saved_as_published(self, folder, rows, tmp_path, objective):
-        trainer = Trainer(recipe_of(folder, rows, tmp_path / "run", objective))
-        assert trainer.train()
-        adapters = {name: p for name, p in trainer.lm.model.named_parameters() if p.requires_grad}
+        run = tmp_path / "run"
+        adapters, moved = self.step(recipe_of(folder, rows, run, objective, "lora={rank: 4}", *self.more))
         assert all("lora_" in name for name in adapters)
         assert max(float(p.detach().abs().max()) for name, p in adapters.items() if "lora_B" in name) > 0
+        assert moved and not any(name.startswith(self.still) for name in moved)
+        self.check_run(run / "model", set(adapters))
+
+    def step(self, recipe) -> tuple[dict[str, torch.nn.Parameter], set[str]]:
+        """Train and save: the parameters that were trained, and which tensors of the folder moved."""
+        trainer = Trainer(recipe)
+        assert trainer.train()
+        trained = {name: p for name, p in trainer.lm.model.named_parameters() if p.requires_grad}
         trainer.save_model()
         trainer.close()
-        saved, merged = tmp_path / "run/model", trainer.lm.plain_model().state_dict()
+        saved, merged = recipe.run_dir / "model", trainer.lm.plain_model().state_dict()
         again = load_model(saved).model.state_dict()
-        assert all(torch.allclose(merged[name], tensor) for name, tensor in again.items())
-        before, after = self.tensors(folder), self.tensors(saved)
-        moved = {name for name in before if not torch.equal(before[name].float(), after[name].float())}
-        assert set(before) == set(after) and moved and not any(name.startswith(self.still) for name in moved)
-        self.check_run(saved, set(adapters))
+        assert merged.keys() == again.keys() and all(torch.allclose(merged[name], again[name]) for name in merged)
+        before, after = self.tensors(Path(recipe.model)), self.tensors(saved)
+        assert before.keys() == after.keys()
+        return trained, {name for name in before if not torch.equal(before[name].float(), after[name].float())}
 
     def test_elocute_sample_takes_it(self, folder, rows, tmp_path):
         words = ["sample", "recipes/starter/wavalign.yaml", f"model={folder}", f"rollout.max_new_tokens={LENGTH}"]
@@ -115,23 +167,29 @@ class AdapterChecks:
         (tmp_path / "bad.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
         with pytest.raises(InputError) as caught:
             lm.encode_prompt(read_rows(tmp_path / "bad.jsonl")[0], EncodedAudio(lm.codec))
-        assert "bad.jsonl:1: messages: " in str(caught.value) and self.control in str(caught.value)
+        assert "bad.jsonl:1: messages" in str(caught.value) and self.control in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def batch_of(rollouts, *, forced: bool = False) -> tuple[Batch, torch.Tensor]:
+    """The rollouts' actions, and forced cells if asked for, as a batch; which of its cells are actions, bool [N]."""
+    answers = [rollout.tokens for rollout in rollouts]
+    action = pad_tokens(answers).action
+    batch = make_batch([r.prompt for r in rollouts], answers, action | forced, "cpu")
+    return batch, action[batch.rows, batch.columns]
 
 
 def score(lm, rollouts, *, share_prompts: bool = True) -> torch.Tensor:
     """The actions' log-probs [N] by teacher forcing, answer by answer."""
-    tokens = pad_tokens([rollout.tokens for rollout in rollouts])
-    batch = make_batch([r.prompt for r in rollouts], [r.tokens for r in rollouts], tokens.action, "cpu")
     with torch.no_grad():
-        return Policy(lm, share_prompts=share_prompts)(batch, TEMPERATURE)[0]
+        return Policy(lm, share_prompts=share_prompts)(batch_of(rollouts)[0], TEMPERATURE)[0]
 
 
 def recipe_of(folder: Path, rows: Path, run_dir: Path, objective: str, *more: str):
     """One step with a large learning rate; the reward is the length of what comes out."""
     judge = "{kind: function, function: 'tests/models/adapter_checks.py:length', low: 0, high: 100}"
     given = [
-        f"model={folder}", f"data.train={rows}", "data.eval=null", f"run_dir={run_dir}", "steps=1", "lora={rank: 4}",
+        f"model={folder}", f"data.train={rows}", "data.eval=null", f"run_dir={run_dir}", "steps=1",
         f"objective={OBJECTIVES[objective]}", f"rewards=[{'' if objective == 'dpo' else judge}]",
         "rollout.group_size=2", "rollout.prompts_per_step=3", f"rollout.max_new_tokens={LENGTH}",
         "optim.warmup_steps=0", "optim.lr=0.01", "reward_mix.invalid_penalty=0",

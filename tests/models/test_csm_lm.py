@@ -11,18 +11,14 @@ from elocute.data.audio import load_audio, save_wav
 from elocute.data.cache import EncodedAudio
 from elocute.data.rows import read_rows
 from elocute.errors import InputError
-from elocute.models import check_model, load_model
-from elocute.models.batch import make_batch, pad_tokens
+from elocute.models.batch import make_batch
 from elocute.models.csm_prompt import NO_TEXT
-from elocute.recipe import load_recipe
-from elocute.rollout import Sampling, sample_groups
 from elocute.training.policy import Policy
-from elocute.training.trainer import Trainer
 from tests.contracts import csm
-from tests.contracts.test_csm import tensors
+from tests.models.adapter_checks import LENGTH, AdapterChecks, recipe_of
+from tests.models.conftest import WAVS
 
-LENGTH = 10
-WAVS = ("heldout-sum-0000.question.wav", "heldout-sum-0000.answer.wav", "heldout-odd-0000.question.wav")
+GROUP = 8
 
 
 @pytest.fixture(scope="module")
@@ -54,29 +50,28 @@ def rows(tmp_path_factory) -> Path:
     return home / "rows.jsonl"
 
 
-@pytest.fixture(scope="module")
-def lm(folder):
-    return load_model(folder)
+class TestAdapter(AdapterChecks):
+    still = ("codec_model.", "embed_text_tokens.")
+    written = ""
+    more = ("gradient_checkpointing=true",)
+    control = "<|audio_eos|>"
+
+    def check_run(self, folder, adapters):
+        assert any("depth_decoder" in name for name in adapters) and any("backbone" in name for name in adapters)
+
+    def test_a_full_step_moves_all_but_what_is_frozen(self, folder, rows, tmp_path):
+        frozen = "freeze=['embed_text_tokens', 'depth_decoder.model.norm']"
+        _, moved = self.step(recipe_of(folder, rows, tmp_path / "run", "dpo", frozen))
+        assert {"depth_decoder.codebooks_head.weight", "lm_head.weight"} <= moved
+        for part in ("backbone_model.layers.", "depth_decoder.model.layers."):
+            assert any(name.startswith(part) for name in moved)
+        assert not any(name.startswith((*self.still, "depth_decoder.model.norm.")) for name in moved)
 
 
-@pytest.fixture(scope="module")
-def prompts(lm, rows):
-    audio = EncodedAudio(lm.codec)
-    return [lm.encode_prompt(row, audio) for row in read_rows(rows)]
-
-
-@pytest.fixture(scope="module")
-def groups(lm, prompts):
-    found = sample_groups(lm, prompts, [[100 * p + n for n in range(8)] for p in range(3)], Sampling(LENGTH, 0.9))
-    lengths = {len(rollout.tokens) for group in found for rollout in group}
-    assert len(lengths) > 2 and max(lengths) == LENGTH * csm.CODEBOOKS  # some end, at different lengths, some do not
-    return found
-
-
-def test_the_published_folder_is_enough(folder, lm):
-    check_model(folder)
-    assert lm.settings == {} and not (folder / "elocute.json").exists()
+def test_some_answers_end_at_different_lengths_and_some_do_not(lm, groups):
     assert (lm.codec.sample_rate, lm.codec.n_units, lm.streams) == (24000, csm.CODES, (csm.CODEBOOKS,))
+    lengths = {len(rollout.tokens) for group in groups for rollout in group}
+    assert len(lengths) > 2 and max(lengths) == LENGTH * csm.CODEBOOKS
 
 
 def test_prompts_are_the_templates(lm, rows, prompts):
@@ -96,25 +91,6 @@ def test_prompts_are_the_templates(lm, rows, prompts):
     end = torch.zeros(1, csm.CODEBOOKS, dtype=torch.int64)
     frames = prompts[2][prompts[2][:, 0] == NO_TEXT, 1:]
     assert torch.equal(frames, torch.cat([heard[0], end, heard[1], end]))
-
-
-@pytest.mark.parametrize("share_prompts", [True, False])
-def test_score_is_sample(lm, groups, share_prompts):
-    rollouts = [rollout for group in groups for rollout in group]
-    tokens = pad_tokens([rollout.tokens for rollout in rollouts])
-    batch = make_batch([r.prompt for r in rollouts], [r.tokens for r in rollouts], tokens.action, "cpu")
-    with torch.no_grad():
-        logp = Policy(lm, share_prompts=share_prompts)(batch, 0.9)[0]
-    sampled = torch.cat([rollout.logprob for rollout in rollouts])
-    assert (logp - sampled).abs().max() < 1e-5
-
-
-def test_an_answer_does_not_depend_on_its_company(lm, prompts, groups):
-    for prompt, group in zip(prompts, groups, strict=True):
-        for rollout in group[::3]:
-            [[alone]] = sample_groups(lm, [prompt], [[rollout.seed]], Sampling(LENGTH, 0.9))
-            assert torch.equal(alone.tokens.ids, rollout.tokens.ids)
-            assert torch.allclose(alone.logprob, rollout.logprob, atol=1e-5)
 
 
 def test_only_frames_with_selected_cells_are_run_in_depth_and_all_at_once(lm, groups):
@@ -138,6 +114,13 @@ def test_only_frames_with_selected_cells_are_run_in_depth_and_all_at_once(lm, gr
     assert (logp - sampled).abs().max() < 1e-5
 
 
+def test_any_number_of_frames_is_run_in_depth(lm):
+    hidden, cells = torch.randn(8, 32), torch.randint(0, csm.CODES, (8, csm.CODEBOOKS - 1))
+    whole = lm.depth(hidden, cells)
+    for count in range(1, 8):
+        assert torch.allclose(lm.depth(hidden[:count], cells[:count]), whole[:count], atol=1e-5)
+
+
 def test_every_codebook_of_every_frame_is_a_speech_action_the_end_too(lm, groups):
     ended = [rollout for group in groups for rollout in group if not rollout.broken]
     for rollout in ended:
@@ -148,15 +131,12 @@ def test_every_codebook_of_every_frame_is_a_speech_action_the_end_too(lm, groups
     assert ended
 
 
-def test_targets_are_read_back(lm, rows):
+def test_a_target_ends_with_the_end_and_is_judged_with_its_text(lm, rows):
     row, audio = read_rows(rows)[0], EncodedAudio(lm.codec)
-    tokens = lm.encode_target(row, audio)
-    codes = audio.units(row.target_audio)
+    tokens, codes = lm.encode_target(row, audio), audio.units(row.target_audio)
     assert tokens.ids.view(-1, csm.CODEBOOKS).tolist() == [*codes.tolist(), [0] * csm.CODEBOOKS]
-    assert tokens.action.all() and len(tokens.text) == len(tokens.ids)
     answer = lm.answer(row, tokens.ids)
-    assert answer.utterance.text == "The train leaves." and not answer.utterance.broken
-    assert len(answer.utterance.waveform) == 1920 * len(codes)
+    assert answer.utterance.text == "The train leaves." and len(answer.utterance.waveform) == 1920 * len(codes)
 
 
 def test_an_answer_that_is_no_speech_is_broken(lm):
@@ -167,66 +147,6 @@ def test_an_answer_that_is_no_speech_is_broken(lm):
     assert broken([0, 0, 0, 0]) == "empty audio"
     assert broken([1, 2, 18, 4], [0, 0, 0, 0]) == "codes: expected 0 … 15, got 1 … 18"
     assert broken([1, 2, 3, 4], [0, 0, 0, 7]) is None  # as transformers has it, whatever the last codebook says
-
-
-OBJECTIVES = {
-    "hybrid": "{mixing: {kind: fixed, value: 0.5}, policy_gradient: {scope: speech}, sft: {scope: all}, "
-    "kl: {text: 0, speech: 0.1}}",
-    "dpo": "{kind: dpo, mode: offline, scope: all}",
-}
-
-
-@pytest.mark.parametrize(("objective", "lora"), [("hybrid", True), ("dpo", False)])
-def test_one_step_moves_what_should_move_and_is_saved_as_published(folder, rows, tmp_path, objective, lora):
-    judge = "{kind: function, function: 'tests/models/test_csm_lm.py:length', low: 0, high: 100}"
-    how = (
-        ["lora={rank: 4}", "gradient_checkpointing=true"]
-        if lora
-        else ["lora=null", "freeze=['embed_text_tokens', 'depth_decoder.model.norm']"]
-    )
-    recipe = load_recipe(
-        "recipes/starter/wavalign.yaml",
-        [
-            f"model={folder}", f"data.train={rows}", "data.eval=null", f"run_dir={tmp_path / 'run'}", "steps=1",
-            f"objective={OBJECTIVES[objective]}", f"rewards=[{'' if objective == 'dpo' else judge}]", *how,
-            "rollout.group_size=2", "rollout.prompts_per_step=3", f"rollout.max_new_tokens={LENGTH}",
-            "optim.warmup_steps=0", "optim.lr=0.01", "reward_mix.invalid_penalty=0",
-        ],
-    )  # fmt: skip
-    trainer = Trainer(recipe)
-    before = {name: tensor.clone() for name, tensor in trainer.lm.plain_model().state_dict().items()}
-    codec = {name: tensor.clone() for name, tensor in trainer.lm.codec.model.state_dict().items()}
-    assert trainer.train()
-    trainable = {name for name, p in trainer.lm.model.named_parameters() if p.requires_grad}
-    if lora:
-        assert all("lora_" in name for name in trainable)
-        assert any("depth_decoder" in name for name in trainable) and any("backbone" in name for name in trainable)
-    merged = trainer.lm.plain_model().state_dict()
-    moved = {name for name in before if not torch.equal(before[name], merged[name])}
-    assert any(name.startswith("backbone_model.layers") for name in moved)
-    assert any(name.startswith("depth_decoder.model.layers") for name in moved)
-    assert lora != ("depth_decoder.codebooks_head.weight" in moved) and lora != ("lm_head.weight" in moved)
-    assert not {"embed_text_tokens.weight", "depth_decoder.model.norm.weight"} & moved
-    assert all(torch.equal(codec[name], tensor) for name, tensor in trainer.lm.codec.model.state_dict().items())
-    trainer.save_model()
-    trainer.close()
-    saved = tmp_path / "run/model"
-    again = load_model(saved).model.state_dict()
-    assert merged.keys() == again.keys() and all(torch.allclose(merged[name], again[name]) for name in merged)
-    old, new = tensors(folder), tensors(saved)
-    assert old.keys() == new.keys() and all(torch.equal(old[n], new[n]) for n in old if n.startswith("codec_model."))
-
-
-def length(completions: list) -> list[float]:
-    return [float(len(str(completion)) % 7) for completion in completions]
-
-
-def test_elocute_sample_takes_it(folder, rows, tmp_path):
-    words = ["sample", "recipes/starter/wavalign.yaml", f"model={folder}", f"rollout.max_new_tokens={LENGTH}",
-             "--data", str(rows), "-n", "2", "-o", str(tmp_path / "out")]  # fmt: skip
-    app(words, standalone_mode=False)
-    lines = [json.loads(line) for line in (tmp_path / "out/candidates.jsonl").read_text().splitlines()]
-    assert [len(line["output"]) for line in lines] == [2, 2, 2]
 
 
 def row_of(tmp_path, **row):

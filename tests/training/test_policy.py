@@ -2,6 +2,7 @@
 
 import copy
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -178,6 +179,32 @@ def test_defect_07_the_reference_is_the_model_before_training_without_dropout(le
         assert torch.allclose(reference.logprobs(batch, 0.7), expected, atol=1e-5)
     assert seen and not any(seen)
     assert not torch.allclose(policy(batch, 0.7)[0], expected, atol=1e-3)  # the adapter is on again
+
+
+@pytest.mark.parametrize("overrides", [[], LORA], ids=["full", "lora"])
+def test_the_reference_is_made_of_what_is_loaded(tiny_lm, tmp_path, overrides):
+    """Of the network: no file is read again, and there is one codec."""
+    tiny_lm.save(tmp_path / "model")
+    recipe, batch = make_recipe(tmp_path / "model", *KL, *overrides), make_rows()
+    policy = load_policy(recipe)
+    shutil.rmtree(tmp_path / "model")
+    reference = Reference(recipe, policy)
+    assert torch.equal(reference.logprobs(batch, 1.0), policy(batch)[0])
+    assert reference.policy.lm.codec is policy.lm.codec
+
+
+@pytest.mark.parametrize("overrides", [[], LORA], ids=["full", "lora"])
+def test_every_weight_that_is_trained_has_a_gradient_whatever_is_scored(model_folder, overrides):
+    policy = load_policy(make_recipe(model_folder, *overrides))
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    scores = [policy(batch)[0] for batch in (make_rows(), None)]
+    assert len(scores[0]) and len(scores[1]) == 0
+    for score, moves in zip(scores, (True, False), strict=True):
+        policy.zero_grad()
+        score.sum().backward()
+        assert any(p.grad.any() for p in trained) == moves
+    with torch.no_grad():
+        assert torch.equal(policy(make_rows())[0], scores[0])  # to the last bit
 
 
 @pytest.mark.parametrize("overrides", [[], LORA], ids=["full", "lora"])

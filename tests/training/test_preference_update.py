@@ -38,6 +38,7 @@ class Setting:
     def __init__(self, recipe: Recipe):
         draw = torch.Generator().manual_seed(3)
         self.recipe, self.policy = recipe, load_policy(recipe)
+        self.reference = Reference(recipe, self.policy)
         layout = self.policy.lm.layout
 
         def answer(text: int, units: int) -> Tokens:
@@ -53,7 +54,6 @@ class Setting:
         with torch.no_grad():
             for parameter in self.policy.parameters():
                 parameter += 0.02 * torch.randn(parameter.shape, generator=draw)
-        self.reference = Reference(recipe, self.policy)
         sums = score_pairs(lambda batch: self.reference.logprobs(batch, 1.0), pairs, "all", 4, "cpu")
         self.pairs = [pair._replace(reference=known) for pair, known in zip(pairs, sums, strict=True)]
         self.update = PreferenceUpdate(recipe, self.policy, Accelerator(cpu=True))

@@ -64,6 +64,7 @@ class Setting:
         draw = torch.Generator().manual_seed(3)
         self.recipe = recipe
         self.policy = load_policy(recipe)
+        self.reference = Reference(recipe, self.policy) if recipe.objective.uses_reference else None
         layout = self.policy.lm.layout
         prompts = [torch.randint(30, 280, (n,), generator=draw) for n in (4, 9)]
         self.perturb(0.02)
@@ -73,7 +74,6 @@ class Setting:
         ]
         self.rollouts = self.rows_of(self.sampled, REWARDS, AVAILABLE)
         self.targets = Rows.of(prompts, [make_answers(layout, draw)[0], make_answers(layout, draw)[1]])
-        self.reference = Reference(recipe, self.policy) if recipe.objective.uses_reference else None
         self.update = Update(recipe, self.policy, self.reference, Accelerator(cpu=True))
         self.old_network = copy.deepcopy(self.policy.network)
         if old:

@@ -183,5 +183,7 @@ class CsmLM(FrameLM):
         embeds = model.embed_tokens(cells + place * model.vocab_size)
         if known == 0:
             embeds = torch.cat([hidden[:, None], embeds], 1)
-        states = model(inputs_embeds=embeds, past_key_values=cache, use_cache=cache is not None).last_hidden_state
+        mask = cells.new_ones(len(cells), known + embeds.shape[1])  # without one, transformers fails where n = m + 1
+        out = model(inputs_embeds=embeds, attention_mask=mask, past_key_values=cache, use_cache=cache is not None)
+        states = out.last_hidden_state
         return states[:, 1:] if known == 0 else states

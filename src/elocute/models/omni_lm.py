@@ -152,7 +152,7 @@ class OmniLM(SpeechLM):
             texts = replace(batch, answer_ids=ids, answer_mask=mask)
             asked, before = one_stream.run(self, texts, share_prompts=share_prompts)
         [where] = in_text.nonzero(as_tuple=True)
-        hidden = before[batch.rows[where], batch.columns[where]] + self._nothing(writes, speaks)
+        hidden = before[batch.rows[where], batch.columns[where]]
         found = [States(hidden, self.head(), where)]
         [where] = (~in_text).nonzero(as_tuple=True)
         if speaks:
@@ -163,14 +163,6 @@ class OmniLM(SpeechLM):
             cells = batch.columns[where] - written[batch.rows[where]]
             found.append(States(spoken[index[batch.rows[where]], cells], self.core().talker.codec_head, where))
         return found
-
-    def _nothing(self, writes: bool, speaks: bool) -> torch.Tensor | float:
-        """0, with a gradient of 0 for what a batch does not train: processes add up the gradients of every weight."""
-        core, idle = self.core(), []
-        if torch.is_grad_enabled():
-            idle += [] if writes else core.thinker.parameters()
-            idle += [] if speaks else core.talker.parameters()
-        return sum(0 * weight.flatten()[0] for weight in idle if weight.requires_grad)
 
     def _spoken(self, batch: Batch, replies, speaking, asked, before, share_prompts: bool) -> torch.Tensor:
         """The talker's states before each code of those that speak [R, T, D]. asked, before: one_stream.run's."""

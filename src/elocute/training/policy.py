@@ -1,6 +1,7 @@
 """The network that is trained, and its reference: teacher-forced log-probs of selected tokens."""
 
 import contextlib
+import copy
 import re
 from collections.abc import Sequence
 
@@ -38,20 +39,39 @@ class Policy(torch.nn.Module):
         """What predicts the selected cells, head by head."""
         return self.lm.states(batch, share_prompts=self.share_prompts)
 
-    def forward(self, batch: Batch, temperature: float = 1.0, reference: Sequence[States] | None = None):
-        """Log-probs of the selected cells [N]; with the `reference`'s states also KL(policy ‖ reference) [N]."""
+    def forward(self, batch: Batch | None, temperature: float = 1.0, reference: Sequence[States] | None = None):
+        """Log-probs of the selected cells [N]; with the `reference`'s states also KL(policy ‖ reference) [N].
+
+        The log-probs' gradient has a part, maybe 0, for every weight that is trained, whatever the cells depend on.
+        batch None: no cells, N = 0, by which a process without answers takes part in the exchange of gradients.
+        """
+        nothing = self._nothing()
+        if batch is None:
+            return nothing.expand(0), None
         states = self.states(batch)
         logp = _joined(states, [
             selected_logprobs(of.hidden, of.head.weight, _its(batch.targets, of), bias=of.head.bias,
                               temperature=temperature)
             for of in states
-        ], len(batch.targets))  # fmt: skip
+        ], len(batch.targets)) + nothing  # fmt: skip
         if reference is None:
             return logp, None
         return logp, _joined(states, [
             exact_kl(of.hidden, of.head.weight, ref.hidden, ref.head.weight, temperature=temperature)
             for of, ref in zip(states, reference, strict=True)
         ], len(batch.targets))  # fmt: skip
+
+    def _nothing(self) -> torch.Tensor:
+        """0, with a gradient of 0 for every weight that is trained.
+
+        Processes exchange the gradients of all of them, once each has its own; a micro-batch without speech, for
+        example, has none for what speaks, and the others would wait for ever. And so a weight's step, its decay and
+        its momentum do not depend on how answers are spread over processes. Of a sum, unlike of an element, the
+        gradient is one number, seen as many.
+        """
+        weights = list(self.network.parameters())
+        trained = [weight for weight in weights if weight.requires_grad] if torch.is_grad_enabled() else []
+        return sum((0 * weight.sum() for weight in trained), torch.zeros((), device=weights[0].device))
 
 
 def _its(values: torch.Tensor, states: States) -> torch.Tensor:
@@ -69,15 +89,17 @@ def _joined(states: Sequence[States], values: Sequence[torch.Tensor], count: int
 
 
 class Reference:
-    """The model as it was before training, in eval mode: LoRA's base, or a frozen copy loaded from the recipe."""
+    """The model as it was before training, in eval mode: LoRA's base, or a frozen copy of the policy as it is now.
+
+    The copy is of the network alone: what hears, speaks and reads is the policy's.
+    """
 
     def __init__(self, recipe: Recipe, policy: Policy):
         if recipe.lora:
             self.policy, self.off = policy, policy.network.disable_adapter
         else:
-            lm = load_model(recipe.model, dtype=next(policy.network.parameters()).dtype)
-            lm.compute = policy.lm.compute
-            lm.model.to(next(policy.network.parameters()).device).eval().requires_grad_(False)
+            lm = copy.copy(policy.lm)
+            lm.model = copy.deepcopy(policy.network).eval().requires_grad_(False)
             self.policy, self.off = Policy(lm, share_prompts=policy.share_prompts), contextlib.nullcontext
 
     @torch.no_grad()

@@ -12,7 +12,6 @@ import torch
 from accelerate import Accelerator
 
 from elocute.models.batch import Batch, make_batch, pad_tokens
-from elocute.models.layout import Tokens
 from elocute.objectives.dpo import PairLosses, answer_logprobs, modality_sums, preference_losses
 from elocute.objectives.tokens import modality_weights, scope_mask, token_coefficients
 from elocute.recipe.schema import Dpo, Recipe
@@ -108,7 +107,7 @@ class PreferenceUpdate:
         jobs = pieces(pairs, self.micro_batch) or [[]]
         for index, piece in enumerate(jobs):
             with synchronise(self.accelerator, self.policy, index + 1 == len(jobs)):
-                loss = self._loss(piece, counted, sft_tokens, totals) if piece else self._nothing()
+                loss = self._loss(piece, counted, sft_tokens, totals) if piece else self.policy(None)[0].sum()
                 # DDP averages gradients over ranks; the loss already divides by the global counts.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
         return totals
@@ -177,10 +176,3 @@ class PreferenceUpdate:
         local = torch.tensor([len(pairs), tokens], device=self.device)
         counted, tokens = self.accelerator.reduce(local, "sum").tolist()
         return counted, tokens
-
-    def _nothing(self) -> torch.Tensor:
-        """A loss of 0 with a gradient of 0, by which a rank without pairs takes part in the exchange of gradients."""
-        ids = torch.zeros(1, dtype=torch.long)
-        none = torch.zeros(1, dtype=torch.bool)
-        batch = make_batch([ids], [Tokens(ids, none, none)], none[None], self.device)
-        return self.policy(batch)[0].sum()
