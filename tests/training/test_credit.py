@@ -96,11 +96,16 @@ def make_recipe(folder: Path, *overrides: str, credit: float = WEIGHT):
 EXAMPLE = Example("x", (Message("user", "Fifty-two."),), file="rows.jsonl", line=1)
 
 
-def experience_of(lm: TtsLM, recipe, spoken: list[str]) -> Experience:
-    """One group: what the starter's voice says, as if it had been sampled, judged by the recipe's rewards."""
+def experience_of(lm: TtsLM, recipe, spoken: list[str], spoilt: tuple[int, ...] = ()) -> Experience:
+    """One group: what the starter's voice says, as if it had been sampled, judged by the recipe's rewards.
+
+    spoilt: units of the first answer that are of the wrong kind.
+    """
     audio, prompt = EncodedAudio(lm.codec), lm.encode_prompt(EXAMPLE)
     stores = [AudioRef(Path("starter/data/answers.safetensors"), key) for key in spoken]
     tokens = [lm.encode_target(replace(EXAMPLE, target_audio=ref), audio) for ref in stores]
+    for unit in spoilt:  # behind the token that begins the speech; a block is one prosody unit and four spectral ones
+        tokens[0].ids[1 + unit] = lm.layout.first_unit + (0 if unit % 5 == 0 else lm.codec.shape.codebook)
     draw = torch.Generator().manual_seed(0)
     rollouts = [
         Rollout(prompt, t, torch.randn(len(t), generator=draw) - 7, t.ids * 0.0, None, False, 0) for t in tokens
@@ -253,7 +258,41 @@ def test_a_whole_step_with_and_without(folder, tmp_path):
             assert 0 <= lines[0]["pg/credited"] <= 1
 
 
+@pytest.mark.parametrize("unit", [10, 13])
+def test_the_unit_that_broke_an_answer_takes_the_blame_for_all_its_tokens(folder, unit):
+    """Over an answer's tokens the advantage sums up to what it was. A second wrong unit is not blamed."""
+    recipe = make_recipe(folder, "objective.policy_gradient.blame=unit", credit=0)
+    lm = load_policy(recipe).lm
+    experience = experience_of(lm, recipe, SPOKEN, spoilt=(unit, 17))
+    assert experience.judged.counts["invalid"] == 1 and experience.answers[0].utterance.broken_unit == unit
+    rows = Trainer.rollout_rows(Rows(recipe, lm), experience)
+    found = rows.advantage[:, None] + rows.credit
+    assert rows.advantage[0] < 0 and not rows.credit[1:].any()
+    for token in range(len(experience.rollouts[0].tokens)):
+        whole = float(rows.advantage[0]) * int(rows.padded.action[0].sum())
+        assert float(found[0, token]) == pytest.approx(whole if token == 1 + unit else 0, rel=1e-5, abs=1e-5)
+
+
+def test_an_answer_that_no_unit_broke_is_blamed_as_a_whole(folder):
+    recipe = make_recipe(folder, "objective.policy_gradient.blame=unit", credit=0)
+    lm = load_policy(recipe).lm
+    experience = experience_of(lm, recipe, SPOKEN)
+    spoken = experience.answers[0]
+    for broken in ("no end", None):
+        experience.answers[0] = replace(spoken, utterance=replace(spoken.utterance, broken=broken))
+        assert not Trainer.rollout_rows(Rows(recipe, lm), experience).credit.any()
+
+
 # where it does not fit
+
+
+def test_a_unit_is_blamed_only_where_units_are_trained(folder, tmp_path):
+    with pytest.raises(InputError, match="^objective.policy_gradient: blame: expected answer, for the scope is text"):
+        Trainer(
+            make_recipe(
+                folder, "objective.policy_gradient={scope: text, blame: unit}", f"run_dir={tmp_path / 'run'}", credit=0
+            )
+        )
 
 
 def test_unit_credit_needs_speech_in_the_scope_and_a_codec_with_parts(folder, tmp_path, monkeypatch):

@@ -64,13 +64,15 @@ class Utterance:
     """One answer, decoded once and shared by all rewards.
 
     waveform: float32 [samples], mono, in [-1, 1], at `sample_rate` Hz; empty when nothing was spoken.
-    broken: why the answer is no proper answer (no end, empty audio, malformed units …), or None.
+    broken: why the answer is no proper answer (no end, empty audio, malformed units …), or None. broken_unit: where one
+    of its units is to blame for that, which, from 0.
     """
 
     text: str
     waveform: np.ndarray
     sample_rate: int
     broken: str | None = None
+    broken_unit: int | None = None
 
     @property
     def seconds(self) -> float:

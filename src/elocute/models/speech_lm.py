@@ -107,14 +107,15 @@ class SpeechLM:
         """One answer's ids → its sound, with no text yet, and the ids of what it wrote."""
         cursor = self.layout.read(ids)
         cursor.close()
-        broken, waveform = cursor.broken, np.zeros(0, dtype=np.float32)
+        broken, unit, waveform = cursor.broken, None, np.zeros(0, dtype=np.float32)
         try:
             waveform = self.codec.decode(cursor.units)
         except BrokenUnits as error:
-            broken = broken or str(error)
+            if not broken:
+                broken, unit = str(error), error.unit
         if not broken and len(waveform) == 0:
             broken = "empty audio"
-        return Utterance("", waveform, self.codec.sample_rate, broken), cursor.text_ids
+        return Utterance("", waveform, self.codec.sample_rate, broken, unit), cursor.text_ids
 
     def hidden(self, **inputs):
         """Run the trunk: (hidden states [B, T, D] in the head's type, keys and values)."""

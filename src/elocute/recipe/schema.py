@@ -96,6 +96,8 @@ class PolicyGradient(Section):
     """What is subtracted from a reward: the group's mean, or that of its other answers."""
     scale: Literal["std", "none"] = "std"
     """Divide advantages by the group's standard deviation, or do not."""
+    blame: Literal["answer", "unit"] = "answer"
+    """Of an answer that a unit of the wrong kind broke: whether all its tokens get its advantage or that unit does."""
     clip: Annotated[float, Field(gt=0)] | None = None
     """PPO clip range ε; without it the ratio is not clipped (it is 1 with one update a rollout)."""
 
@@ -292,8 +294,7 @@ class Evaluation(Section):
     ear: EarSpec = PocketSphinxSpec(kind="pocketsphinx")
     """The recogniser that listens; no reward may use it too."""
     labels: list[LabelListenerSpec] = []
-    """Of TTS models: who says which labels were heard, each dimension by one; entries as in `rewards`, see
-    docs/own-tts-model.md."""
+    """Of TTS models: who says which labels were heard, each dimension by one; see docs/own-tts-model.md."""
 
 
 class Rounds(Section):

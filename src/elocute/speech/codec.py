@@ -127,7 +127,7 @@ class StarterCodec:
         if not good.all():
             place = int(np.flatnonzero(~good)[0])
             kind = "a prosody" if place % BLOCK_UNITS == 0 else "a spectral"
-            raise BrokenUnits(f"unit {place} is {units[place]}, expected {kind} unit")
+            raise BrokenUnits(f"unit {place} is {units[place]}, expected {kind} unit", place)
         pitch_bin, energy_bin = prosody // ENERGY_BINS, prosody % ENERGY_BINS
         log_f0, voiced = pitch_of(pitch_bin)
         return spectral.reshape(-1), log_f0, voiced, energy_of(energy_bin)

@@ -4,7 +4,11 @@ import numpy as np
 
 
 class BrokenUnits(ValueError):
-    """Units that are no speech: an id of the wrong kind at its place. The message says where."""
+    """Units that are no speech: an id of the wrong kind at its place. The message says where; `unit`, from 0, too."""
+
+    def __init__(self, message: str, unit: int | None = None):
+        super().__init__(message)
+        self.unit = unit
 
 
 def as_mono(waveform: np.ndarray) -> np.ndarray:

@@ -1,5 +1,5 @@
 """What single tokens have beside their answer's advantage: from the words that a reward heard wrong (`word_credit`),
-and from a reward that only some of the codec's units can answer for (`unit_credit`).
+from a reward that only some of the codec's units can answer for (`unit_credit`), and from being what broke the answer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from elocute.models.layout import Layout
 from elocute.objectives.advantages import group_advantages
 from elocute.objectives.word_credit import at_times, word_advantages
 from elocute.recipe.reward_base import UnitCredit
-from elocute.recipe.schema import PolicyGradient, Recipe
+from elocute.recipe.schema import Hybrid, PolicyGradient, Recipe
 from elocute.rewards.outcome import Outcome, Scored
 from elocute.training.experience import Experience
 
@@ -33,6 +33,10 @@ def unit_credits(recipe: Recipe) -> dict[str, UnitCredit]:
 
 def check_credit(recipe: Recipe, lm: SpeechLM) -> None:
     """InputError when a reward asks for word or unit credit and the model's tokens cannot be given any."""
+    if isinstance(recipe.objective, Hybrid):
+        gradient = recipe.objective.policy_gradient
+        if gradient.blame == "unit" and gradient.scope == "text":
+            raise InputError("objective.policy_gradient: blame: expected answer, for the scope is text")
     for name, credit in unit_credits(recipe).items():
         parts = getattr(lm.codec, "parts", {})
         if credit.units not in parts:
@@ -87,6 +91,21 @@ def unit_credit(
         if credit.first is not None:
             mine &= mine.cumsum(1) <= credit.first
         total += credit.weight * advantages * mine
+    return total
+
+
+def blame(experience: Experience, advantages: torch.Tensor, trained: torch.Tensor, lm: SpeechLM) -> torch.Tensor:
+    """What is added to advantages [B] so that a broken answer's falls, for all its trained tokens [B, T], on the unit
+    that broke it; float32 [B, T], 0 for every other answer.
+    """
+    total = torch.zeros(trained.shape)
+    of = zip(total, experience.rollouts, experience.answers, advantages.tolist(), trained, strict=True)
+    for row, rollout, answer, advantage, tokens in of:
+        if answer.utterance.broken_unit is not None:
+            units = rollout.tokens.ids - lm.layout.first_unit
+            places = ((units >= 0) & (units < lm.layout.n_units)).nonzero().flatten()
+            row -= advantage
+            row[places[answer.utterance.broken_unit]] += advantage * int(tokens.sum())
     return total
 
 

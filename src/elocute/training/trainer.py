@@ -18,6 +18,7 @@ from elocute.errors import RunError
 from elocute.models.layout import Tokens
 from elocute.objectives.advantages import group_advantages
 from elocute.objectives.mixing import AdaptiveMixing, FixedMixing
+from elocute.objectives.tokens import scope_mask
 from elocute.recipe import Recipe
 from elocute.recipe.schema import Adaptive, Dpo
 from elocute.rewards.combine import RewardMixer, build_mixer
@@ -29,7 +30,7 @@ from elocute.training.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from elocute.training.credit import check_credit, credit_weights, unit_credit, unit_credits, word_credit
+from elocute.training.credit import blame, check_credit, credit_weights, unit_credit, unit_credits, word_credit
 from elocute.training.experience import Experience, collect, my_prompts, step_examples
 from elocute.training.metrics import experience_metrics, flat, lambda_metrics, loss_metrics
 from elocute.training.policy import Reference, load_policy
@@ -234,11 +235,15 @@ class Trainer:
         rows = Rows.of([r.prompt for r in experience.rollouts], [r.tokens for r in experience.rollouts])
         rows.leave_out(experience.available[experience.mine].reshape(-1))
         rows.advantage = advantages[experience.mine].reshape(-1).float()
+        parts = []
         if weights := credit_weights(self.recipe):
-            rows.credit = word_credit(experience, weights, self.lm, spec)
+            parts.append(word_credit(experience, weights, self.lm, spec))
         if credits := unit_credits(self.recipe):
-            own = unit_credit(experience, credits, self.lm, spec)
-            rows.credit = own if rows.credit is None else rows.credit + own
+            parts.append(unit_credit(experience, credits, self.lm, spec))
+        if spec.blame == "unit":
+            trained = scope_mask(rows.padded.text, rows.padded.action, spec.scope)
+            parts.append(blame(experience, rows.advantage, trained, self.lm))
+        rows.credit = sum(parts) if parts else None
         rows.sampler_logp = torch.nn.utils.rnn.pad_sequence([r.logprob for r in experience.rollouts], batch_first=True)
         return rows
 
