@@ -4,9 +4,10 @@
 
 Variants, all from starter/tts_lm, on the same neutral sentences, for as many steps: word errors alone; the paper's sum
 of word errors and matching labels; rewards scaled in their group, words before style; the same with each wrong word's
-speech blamed by itself; and with the melody learned from the codec's prosody units alone, the recipe as it ships. And
-an audit: three judges that cannot help, with which nothing must be learned (judges.py). Each is measured on other
-sentences: words by Whisper, labels by classifiers, none of which was a reward. What is finished is not done again.
+speech blamed by itself; and the recipe as it ships: style learned from an answer's first prosody units alone, a unit
+that breaks an answer blamed by itself. And an audit: three judges that cannot help, with which nothing must be learned
+(judges.py). Each is measured on other sentences: words by Whisper, labels by classifiers, none of which was a reward.
+What is finished is not done again.
 Needs the extra `faster-whisper`. The table: benchmarks/results/rlaif_spa.json, and in docs/prosody-rewards.md.
 """
 
@@ -29,26 +30,26 @@ PROSODY = "{kind: prosody, recordings: starter/expressive/recordings.jsonl, labe
 PROSODY += ", measures: {emotion: [pitch_median, pitch_range, energy]}"
 GUARD = "{kind: guard}"
 GATE = "gate: {reward: asr, at_least: 0.8}"
-GROUP = "reward_mix={scale: group, invalid_penalty: -2}"
-RAW = "reward_mix={scale: raw, invalid_penalty: -1}"
+GROUP = ("objective.policy_gradient.blame=answer", "reward_mix={scale: group, invalid_penalty: -2}")
+RAW = ("objective.policy_gradient.blame=answer", "reward_mix={scale: raw, invalid_penalty: -1}")
 
 
 def judged(name: str) -> tuple[str, ...]:
     """Overrides for a judge of the audit."""
     function = f"benchmarks/rlaif_spa/judges.py:{name}"
     judge = f"{{kind: function, name: {name}, function: '{function}', low: 0, high: 1}}"
-    return (f"rewards=[{judge}, {GUARD}]", GROUP)
+    return (f"rewards=[{judge}, {GUARD}]", *GROUP)
 
 
 VARIANTS = {
-    "wer_only": (f"rewards=[{ASR}}}, {GUARD}]", GROUP),
-    "paper": (f"rewards=[{ASR}, weight: 0.3}}, {PROSODY}, credit: match, weight: 0.7}}, {GUARD}]", RAW),
-    "gated": (f"rewards=[{ASR}, weight: 0.5}}, {PROSODY}, weight: 0.5, {GATE}}}, {GUARD}]", GROUP),
+    "wer_only": (f"rewards=[{ASR}}}, {GUARD}]", *GROUP),
+    "paper": (f"rewards=[{ASR}, weight: 0.3}}, {PROSODY}, credit: match, weight: 0.7}}, {GUARD}]", *RAW),
+    "gated": (f"rewards=[{ASR}, weight: 0.5}}, {PROSODY}, weight: 0.5, {GATE}}}, {GUARD}]", *GROUP),
     "gated_word_credit": (
         f"rewards=[{ASR}, weight: 0.5, word_credit: 0.5}}, {PROSODY}, weight: 0.5, {GATE}}}, {GUARD}]",
-        GROUP,
+        *GROUP,
     ),
-    "gated_unit_credit": (GROUP,),
+    "gated_unit_credit": (),
     "constant_judge": judged("constant"),
     "transcript_judge": judged("transcript_only"),
     "permuted_rewards": judged("permuted"),
@@ -86,7 +87,7 @@ def do(run: Run) -> None:
 
 
 def main() -> None:
-    args = arguments(__doc__, seeds=3, steps=60)
+    args = arguments(__doc__, seeds=3, steps=50)
     seeds = range(1, args.seeds + 1)
     runs = [Run(variant, seed, args.steps) for seed in seeds for variant in ("base", *VARIANTS)]
     if not args.table:

@@ -13,7 +13,7 @@ VARIANTS = {
     "paper": "the paper's sum",
     "gated": "scaled in the group, words before style",
     "gated_word_credit": "… and each word's own credit",
-    "gated_unit_credit": "… and the melody's credit to the prosody units",
+    "gated_unit_credit": "… style from the first prosody units, and breaking units blamed: the recipe",
     "constant_judge": "audit: a judge that always says the same",
     "transcript_judge": "audit: a judge that only reads",
     "permuted_rewards": "audit: rewards of other answers",
