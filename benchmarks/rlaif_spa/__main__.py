@@ -30,8 +30,8 @@ PROSODY = "{kind: prosody, recordings: starter/expressive/recordings.jsonl, labe
 PROSODY += ", measures: {emotion: [pitch_median, pitch_range, energy]}"
 GUARD = "{kind: guard}"
 GATE = "gate: {reward: asr, at_least: 0.8}"
-GROUP = ("objective.policy_gradient.blame=answer", "reward_mix={scale: group, invalid_penalty: -2}")
-RAW = ("objective.policy_gradient.blame=answer", "reward_mix={scale: raw, invalid_penalty: -1}")
+GROUP = ("objective.policy_gradient.blame=null", "reward_mix={scale: group, invalid_penalty: -2}")
+RAW = ("objective.policy_gradient.blame=null", "reward_mix={scale: raw, invalid_penalty: -1}")
 
 
 def judged(name: str) -> tuple[str, ...]:

@@ -259,9 +259,9 @@ def test_a_whole_step_with_and_without(folder, tmp_path):
 
 
 @pytest.mark.parametrize("unit", [10, 13])
-def test_the_unit_that_broke_an_answer_takes_the_blame_for_all_its_tokens(folder, unit):
-    """Over an answer's tokens the advantage sums up to what it was. A second wrong unit is not blamed."""
-    recipe = make_recipe(folder, "objective.policy_gradient.blame=unit", credit=0)
+def test_the_unit_that_broke_an_answer_takes_the_blame(folder, unit):
+    """Twenty times the answer's advantage, whose other tokens have none. A second wrong unit is not blamed."""
+    recipe = make_recipe(folder, "objective.policy_gradient.blame=20", credit=0)
     lm = load_policy(recipe).lm
     experience = experience_of(lm, recipe, SPOKEN, spoilt=(unit, 17))
     assert experience.judged.counts["invalid"] == 1 and experience.answers[0].utterance.broken_unit == unit
@@ -269,12 +269,12 @@ def test_the_unit_that_broke_an_answer_takes_the_blame_for_all_its_tokens(folder
     found = rows.advantage[:, None] + rows.credit
     assert rows.advantage[0] < 0 and not rows.credit[1:].any()
     for token in range(len(experience.rollouts[0].tokens)):
-        whole = float(rows.advantage[0]) * int(rows.padded.action[0].sum())
-        assert float(found[0, token]) == pytest.approx(whole if token == 1 + unit else 0, rel=1e-5, abs=1e-5)
+        expected = 20 * float(rows.advantage[0]) if token == 1 + unit else 0
+        assert float(found[0, token]) == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
 def test_an_answer_that_no_unit_broke_is_blamed_as_a_whole(folder):
-    recipe = make_recipe(folder, "objective.policy_gradient.blame=unit", credit=0)
+    recipe = make_recipe(folder, "objective.policy_gradient.blame=20", credit=0)
     lm = load_policy(recipe).lm
     experience = experience_of(lm, recipe, SPOKEN)
     spoken = experience.answers[0]
@@ -287,10 +287,10 @@ def test_an_answer_that_no_unit_broke_is_blamed_as_a_whole(folder):
 
 
 def test_a_unit_is_blamed_only_where_units_are_trained(folder, tmp_path):
-    with pytest.raises(InputError, match="^objective.policy_gradient: blame: expected answer, for the scope is text"):
+    with pytest.raises(InputError, match="^objective.policy_gradient: blame: expected none, for the scope is text"):
         Trainer(
             make_recipe(
-                folder, "objective.policy_gradient={scope: text, blame: unit}", f"run_dir={tmp_path / 'run'}", credit=0
+                folder, "objective.policy_gradient={scope: text, blame: 20}", f"run_dir={tmp_path / 'run'}", credit=0
             )
         )
 

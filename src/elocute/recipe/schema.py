@@ -96,8 +96,8 @@ class PolicyGradient(Section):
     """What is subtracted from a reward: the group's mean, or that of its other answers."""
     scale: Literal["std", "none"] = "std"
     """Divide advantages by the group's standard deviation, or do not."""
-    blame: Literal["answer", "unit"] = "answer"
-    """Of an answer that a unit of the wrong kind broke: whether all its tokens get its advantage or that unit does."""
+    blame: Annotated[float, Field(gt=0)] | None = None
+    """Of an answer that a unit of the wrong kind broke: that unit alone gets its advantage, so many times over."""
     clip: Annotated[float, Field(gt=0)] | None = None
     """PPO clip range ε; without it the ratio is not clipped (it is 1 with one update a rollout)."""
 

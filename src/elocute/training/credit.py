@@ -35,8 +35,8 @@ def check_credit(recipe: Recipe, lm: SpeechLM) -> None:
     """InputError when a reward asks for word or unit credit and the model's tokens cannot be given any."""
     if isinstance(recipe.objective, Hybrid):
         gradient = recipe.objective.policy_gradient
-        if gradient.blame == "unit" and gradient.scope == "text":
-            raise InputError("objective.policy_gradient: blame: expected answer, for the scope is text")
+        if gradient.blame is not None and gradient.scope == "text":
+            raise InputError("objective.policy_gradient: blame: expected none, for the scope is text")
     for name, credit in unit_credits(recipe).items():
         parts = getattr(lm.codec, "parts", {})
         if credit.units not in parts:
@@ -94,18 +94,19 @@ def unit_credit(
     return total
 
 
-def blame(experience: Experience, advantages: torch.Tensor, trained: torch.Tensor, lm: SpeechLM) -> torch.Tensor:
-    """What is added to advantages [B] so that a broken answer's falls, for all its trained tokens [B, T], on the unit
-    that broke it; float32 [B, T], 0 for every other answer.
+def blame(experience: Experience, advantages: torch.Tensor, times: float, lm: SpeechLM) -> torch.Tensor:
+    """What is added to advantages [B] so that a broken answer's falls, `times` over, on the unit that broke it alone:
+    float32 [B, T], 0 for every other answer.
     """
-    total = torch.zeros(trained.shape)
-    of = zip(total, experience.rollouts, experience.answers, advantages.tolist(), trained, strict=True)
-    for row, rollout, answer, advantage, tokens in of:
+    ids = pad_sequence([rollout.tokens.ids for rollout in experience.rollouts], batch_first=True, padding_value=-1)
+    total = torch.zeros(ids.shape)
+    for row, units, answer, advantage in zip(
+        total, ids - lm.layout.first_unit, experience.answers, advantages.tolist(), strict=True
+    ):
         if answer.utterance.broken_unit is not None:
-            units = rollout.tokens.ids - lm.layout.first_unit
             places = ((units >= 0) & (units < lm.layout.n_units)).nonzero().flatten()
             row -= advantage
-            row[places[answer.utterance.broken_unit]] += advantage * int(tokens.sum())
+            row[places[answer.utterance.broken_unit]] += times * advantage
     return total
 
 

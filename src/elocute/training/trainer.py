@@ -18,7 +18,6 @@ from elocute.errors import RunError
 from elocute.models.layout import Tokens
 from elocute.objectives.advantages import group_advantages
 from elocute.objectives.mixing import AdaptiveMixing, FixedMixing
-from elocute.objectives.tokens import scope_mask
 from elocute.recipe import Recipe
 from elocute.recipe.schema import Adaptive, Dpo
 from elocute.rewards.combine import RewardMixer, build_mixer
@@ -240,9 +239,8 @@ class Trainer:
             parts.append(word_credit(experience, weights, self.lm, spec))
         if credits := unit_credits(self.recipe):
             parts.append(unit_credit(experience, credits, self.lm, spec))
-        if spec.blame == "unit":
-            trained = scope_mask(rows.padded.text, rows.padded.action, spec.scope)
-            parts.append(blame(experience, rows.advantage, trained, self.lm))
+        if spec.blame is not None:
+            parts.append(blame(experience, rows.advantage, spec.blame, self.lm))
         rows.credit = sum(parts) if parts else None
         rows.sampler_logp = torch.nn.utils.rnn.pad_sequence([r.logprob for r in experience.rollouts], batch_first=True)
         return rows
