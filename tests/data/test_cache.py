@@ -161,6 +161,21 @@ def test_given_units_are_returned_as_they_are(tmp_path):
         EncodedAudio(CountingCodec("d2"), tmp_path / "cache").units(ref)
     with pytest.raises(InputError, match=r"gone.wav: its units: expected 0 … 255, got 256"):
         audio.units(AudioRef(tmp_path / "gone.wav", units=(256,), codec="d1"))
+    with pytest.raises(InputError, match=r"gone.wav: its units: expected integers, got \[1, 2\]"):
+        audio.units(AudioRef(tmp_path / "gone.wav", units=((1, 2),), codec="d1"))
+
+
+def test_given_frames_are_of_the_codec_s_width(tmp_path):
+    codec = CountingCodec("d1")
+    codec.codebooks = 2
+    audio = EncodedAudio(codec, tmp_path / "cache")
+    units = audio.units(AudioRef(tmp_path / "gone.wav", units=((5, 0), (255, 1), (0, 0)), codec="d1"))
+    assert units.dtype == np.int64 and units.tolist() == [[5, 0], [255, 1], [0, 0]]
+    for wrong in ((5, 0), ((5, 0, 1),), ((5,),)):
+        with pytest.raises(InputError, match="gone.wav: its units: expected frames of 2 codes, got"):
+            audio.units(AudioRef(tmp_path / "gone.wav", units=wrong, codec="d1"))
+    with pytest.raises(InputError, match=r"expected 0 … 255, got 256"):
+        audio.units(AudioRef(tmp_path / "gone.wav", units=((5, 256),), codec="d1"))
 
 
 def test_what_is_forgotten_is_on_disk(sound, tmp_path):

@@ -244,6 +244,10 @@ def test_rows_may_hold_the_very_units_of_their_answers(rows, sound, tmp_path):
     assert example.target_audio == AudioRef(tmp_path / "good.wav", units=(3, 0, 3), codec="d1")
     [example] = read_rows(rows({"messages": ASK, "units_codec": "d1", "sft_target_units": None}))
     assert example.target_audio is None
+    frames = {"rejected_units": [[3, 0], [7, 1]], "rejected_tokens": [5, 3, 0], "units_codec": "d1"}
+    [example] = read_rows(path := rows({"messages": ASK, **frames}))
+    assert example.rejected_audio == AudioRef(path, units=((3, 0), (7, 1)), tokens=(5, 3, 0), codec="d1")
+    assert not example.columns
 
 
 @pytest.mark.parametrize(
@@ -259,6 +263,12 @@ def test_rows_may_hold_the_very_units_of_their_answers(rows, sound, tmp_path):
         ),
         ({"sft_target_units": [1.0], "units_codec": "d"}, "sft_target_units[0]: expected a unit"),
         ({"sft_target_units": [True], "units_codec": "d"}, "sft_target_units[0]: expected a unit"),
+        ({"sft_target_units": [[1, 2], [3]], "units_codec": "d"}, "sft_target_units[1]: expected a unit"),
+        ({"sft_target_units": [[1], 2], "units_codec": "d"}, "sft_target_units[1]: expected a unit"),
+        ({"sft_target_units": [1, [2]], "units_codec": "d"}, "sft_target_units[1]: expected a unit"),
+        ({"sft_target_units": [[]], "units_codec": "d"}, "sft_target_units[0]: expected a unit"),
+        ({"sft_target_units": [[1, -2]], "units_codec": "d"}, "sft_target_units[0]: expected a unit"),
+        ({"sft_target_tokens": [1]}, "sft_target_units: expected the units that are in sft_target_tokens, got none"),
     ],
 )
 def test_bad_units_are_named(rows, fields, expected):

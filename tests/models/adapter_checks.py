@@ -11,6 +11,7 @@ The fixtures lm, rows, prompts and groups are there for its own tests, too (conf
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,10 +19,11 @@ from safetensors.torch import load_file
 
 from elocute.cli import app
 from elocute.data.cache import EncodedAudio
-from elocute.data.rows import read_rows
+from elocute.data.rows import each_row, read_rows
 from elocute.errors import InputError
 from elocute.models import check_model, load_model
 from elocute.models.batch import Batch, make_batch, pad_tokens
+from elocute.pipelines.sample import CandidateSampler
 from elocute.recipe import load_recipe
 from elocute.rollout import Sampling, sample_groups
 from elocute.training.policy import Policy
@@ -162,6 +164,15 @@ class AdapterChecks:
         lines = [json.loads(line) for line in (tmp_path / "out/candidates.jsonl").read_text().splitlines()]
         assert [len(line["output"]) for line in lines] == [2] * len(read_rows(rows))
 
+    def odd(self, lm) -> list[list[int]]:
+        """Answers that come back only as they were sampled: their text, or their end, is not laid out so."""
+        return []
+
+    def test_what_was_sampled_comes_back_from_its_row(self, lm, rows, groups, tmp_path):
+        odd = [said(lm, ids) for ids in self.odd(lm)]
+        assert comes_back(lm, rows, odd, tmp_path) == len(odd)
+        assert comes_back(lm, rows, groups[0], tmp_path) or odd
+
     def test_control_tokens_are_refused(self, lm, tmp_path):
         turns = [{"role": "user", "content": self.control}]
         (tmp_path / "bad.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
@@ -195,6 +206,36 @@ def recipe_of(folder: Path, rows: Path, run_dir: Path, objective: str, *more: st
         "optim.warmup_steps=0", "optim.lr=0.01", "reward_mix.invalid_penalty=0",
     ]  # fmt: skip
     return load_recipe("recipes/starter/wavalign.yaml", [*given, *more])
+
+
+def said(lm, ids) -> SimpleNamespace:
+    """A rollout of these cells."""
+    return SimpleNamespace(tokens=lm.layout.read(ids).tokens(), seed=0, truncated=False)
+
+
+def comes_back(lm, rows: Path, rollouts, tmp_path: Path) -> int:
+    """How many of the answers to the first row are whole, and learnt cell by cell once `sample` has written them."""
+    recipe = load_recipe("recipes/starter/wavalign.yaml", [f"model={tmp_path}"])
+    (tmp_path / "audio").mkdir(exist_ok=True)
+    asked = next(each_row(rows))
+    line = CandidateSampler(recipe, rows, tmp_path)._line(lm, asked, rollouts)
+    output, audio, found = line.pop("output"), EncodedAudio(lm.codec), 0
+    for candidate, rollout in zip(output.values(), rollouts, strict=True):
+        if candidate["broken"]:
+            continue
+        parts = {name: candidate[f"output-{name}"] or None for name in ("text", "units", "tokens")}
+        answers = {f"{field}_{name}": part for field in ("sft_target", "rejected") for name, part in parts.items()}
+        (tmp_path / "one.jsonl").write_text(json.dumps(line | {"rejected_cut": candidate.get("cut")} | answers) + "\n")
+        [row] = read_rows(tmp_path / "one.jsonl")
+        for tokens in (lm.encode_target(row, audio), lm.encode_rejected(row, audio)):
+            for name in ("ids", "text", "action"):
+                assert torch.equal(getattr(tokens, name), getattr(rollout.tokens, name))
+        found += 1
+        last = parts["tokens"][:-1]
+        for spoilt in (last, [*last, 10**6], [*parts["tokens"], 1]):
+            with pytest.raises(InputError, match="one.jsonl:1: sft_target_tokens: expected a whole answer"):
+                lm.encode_target(replace(row, target_audio=replace(row.target_audio, tokens=tuple(spoilt))), audio)
+    return found
 
 
 def length(completions: list) -> list[float]:

@@ -13,7 +13,7 @@ from elocute.data.rows import read_rows
 from elocute.errors import InputError
 from elocute.models import check_model, load_model
 from elocute.models.batch import make_batch, pad_tokens
-from elocute.models.kimi import load_network
+from elocute.models.kimi import lay_out_target, load_network
 from elocute.training.policy import Policy
 from tests.contracts import glm4voice, kimi, kimi_sound
 from tests.models.adapter_checks import AdapterChecks
@@ -35,6 +35,11 @@ def folder(tmp_path_factory) -> Path:
 
 
 class TestAdapter(AdapterChecks):
+    def odd(self, lm):
+        word = [*lm.tokenizer.encode("th"), *lm.tokenizer.encode("e")]
+        assert word != lm.tokenizer.encode("the")
+        return [lay_out_target(word, range(9), lm.layout.marks).flat().ids.tolist()]
+
     test_control_tokens_are_refused = None  # its tokenizer reads them as plain text
 
     def tensors(self, folder):

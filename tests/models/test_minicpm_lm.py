@@ -31,6 +31,11 @@ def folder(tmp_path_factory) -> Path:
 class TestAdapter(AdapterChecks):
     still = ("vpm.", "tts.dvae.", "apm.")
 
+    def odd(self, lm):
+        """Blanks before the word, only one mark behind it, a frame in which one codebook alone says the end."""
+        word = lm.tokenizer.encode("  the")
+        return [[*word, terminator, *range(8), 1, lm.layout.end, 2, 3] for terminator in lm.control.terminators]
+
 
 def test_some_answers_come_to_speak(lm, groups):
     assert (lm.codec.sample_rate, lm.streams) == (24000, (1, 4))

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from elocute.training.run import run
 from elocute.training.trainer import Trainer
 from tests.contracts import minicpm_o
 from tests.evaluation.reading_files import MEASURED
+from tests.models.adapter_checks import comes_back
 from tests.rewards import tiny_models
 
 TEXT = "the cat sat on the mat"
@@ -183,6 +185,22 @@ def test_forced_text_has_no_gradient_of_its_own(lms, rows):
     assert lm.model.tts.model.layers[0].mlp.up_proj.weight.grad.abs().max() > 0
     assert lm.model.llm.model.layers[0].mlp.up_proj.weight.grad.abs().max() > 0  # by the voice
     lm.model.zero_grad()
+
+
+@pytest.mark.parametrize("name", ["sampled", "forced"])
+def test_what_was_sampled_comes_back_from_its_row(lms, rows, tmp_path, name):
+    """Whatever the LLM wrote, where it writes; only what was asked for, where the text is forced."""
+    lm = lms[name]
+    given = lm.encode_prompt(read_rows(rows)[0], None).given
+    frames = [*range(8), 1, lm.layout.end, 2, 3]
+    answers = [lm.layout.read([*lm.template.written(text), *frames], given) for text in (TEXT, "the mat")]
+    asked, other = (SimpleNamespace(tokens=answer.tokens(), seed=0, truncated=False) for answer in answers)
+    assert comes_back(lm, rows, [asked], tmp_path) == 1
+    if name == "sampled":
+        assert comes_back(lm, rows, [other], tmp_path) == 1
+        return
+    with pytest.raises(InputError, match="sft_target_tokens: expected a whole answer"):
+        comes_back(lm, rows, [other], tmp_path)
 
 
 @pytest.mark.parametrize("name", ["sampled", "forced"])

@@ -7,11 +7,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from elocute.cli import app
 from elocute.data.cache import EncodedAudio
 from elocute.data.rows import read_rows
 from elocute.errors import InputError
 from elocute.models.batch import make_batch, pad_tokens
+from elocute.rollout import Sampling, sample_groups
 from elocute.training.policy import Policy
+from elocute.training.trainer import Trainer
 from tests.contracts import moshi
 from tests.models.adapter_checks import LENGTH, AdapterChecks, recipe_of, score
 
@@ -88,6 +91,33 @@ def test_a_scope_moves_its_own_heads_only_and_forced_cells_move_nothing(lm, grou
     first[:, :WIDTH] = tokens.action[:, :WIDTH]
     heads = gradients(first)["depth_decoder.lm_heads.weight"].abs().amax((1, 2))
     assert heads[0] > 0 and (heads[1:] == 0).all()
+
+
+def test_candidates_become_pairs_that_are_learnt_as_they_were_sampled(folder, lm, rows, tmp_path):
+    """Each verb in turn; nothing of an answer's frames, its words' places or its last step is lost on the way."""
+    judge = "rewards=[{kind: function, function: 'tests/models/adapter_checks.py:length', low: 0, high: 100}]"
+    recipe = ["recipes/starter/wavalign.yaml", f"model={folder}", f"rollout.max_new_tokens={LENGTH}", judge]
+    for words in (
+        ["sample", *recipe, "--data", rows, "-n", 4, "-o", tmp_path / "out"],
+        ["score", *recipe, "--candidates", tmp_path / "out/candidates.jsonl", "-o", tmp_path / "scored.jsonl"],
+        ["pairs", "--input", tmp_path / "scored.jsonl", "--output", tmp_path / "pairs.jsonl", "--score-mode", "reward"],
+    ):
+        app([*map(str, words)], standalone_mode=False)
+    scored = {line["id"]: line["output"] for line in map(json.loads, (tmp_path / "scored.jsonl").open())}
+    pairs, examples = [*map(json.loads, (tmp_path / "pairs.jsonl").open())], read_rows(tmp_path / "pairs.jsonl")
+    assert len(pairs) == len(scored) == 2
+    audio = EncodedAudio(lm.codec)
+    for pair, example in zip(pairs, examples, strict=True):
+        for side, encode in (("chosen", lm.encode_target), ("rejected", lm.encode_rejected)):
+            sampled = scored[pair["id"]][pair[f"{side}_key"]]
+            [[again]] = sample_groups(
+                lm, [lm.encode_prompt(example, audio)], [[sampled["seed"]]], Sampling(LENGTH, 1.0)
+            )
+            assert torch.equal(encode(example, audio).ids, again.tokens.ids)
+            assert torch.equal(encode(example, audio).action, again.tokens.action)
+            assert [len(frame) for frame in sampled["output-units"]] == [moshi.CODEBOOKS] * (LENGTH - 1)
+            assert sampled["measures"].keys() == {"auto_bleu", "auto_bleu_units"}
+    assert Trainer(recipe_of(folder, tmp_path / "pairs.jsonl", tmp_path / "run", "dpo")).train()
 
 
 def test_words_stand_where_they_are_said_or_are_spread(lm, rows):

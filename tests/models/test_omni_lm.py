@@ -19,6 +19,7 @@ from elocute.rollout import Sampling, sample_groups
 from elocute.training.policy import Policy
 from elocute.training.trainer import Trainer
 from tests.contracts import qwen_omni
+from tests.models.adapter_checks import comes_back, said
 
 LENGTH = 14
 ENDS = [qwen_omni.END, 256, *range(100, 185)]  # bytes that no test writes
@@ -187,6 +188,12 @@ def test_targets_are_read_back(lm, rows):
     assert not reply.broken and reply.units == [3, 1, 4, 1, 5] and lm.tokenizer.decode(reply.text_ids) == "hel"
     utterance = lm.decode(tokens.ids)
     assert utterance.text == "hel" and len(utterance.waveform) == 480 * 5 and not utterance.broken
+
+
+def test_what_was_sampled_comes_back_from_its_row(lm, rows, tmp_path):
+    """Also with blanks before the word, and other ends than those that are laid out."""
+    odd = [*lm.tokenizer.encode("  the"), ENDS[1], 3, 1, 4, lm.layout.code_ends[1]]
+    assert comes_back(lm, rows, [said(lm, odd)], tmp_path) == 1
 
 
 def one_step(folder, rows, tmp_path, objective: str, *more: str) -> Trainer:

@@ -37,6 +37,10 @@ def folder(request, tmp_path_factory) -> Path:
 class TestAdapter(AdapterChecks):
     still = ("model.audio_", "mtp_")
 
+    def odd(self, lm):
+        """Without the newline that stands between an answer's text and its speech."""
+        return [lm.tokens.lay_out("hel", range(20), lm.ratio, where="made")]
+
     def check_run(self, folder, adapters):
         """The folder is whole wherever it is moved."""
         moved = shutil.move(folder, folder.parent.parent / "moved")

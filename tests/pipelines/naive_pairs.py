@@ -113,7 +113,7 @@ def pairs_of(row, options, unusable):
 
 def against_target(row, ranked, options):
     target = {"key": "sft_target", "score": row.get("chosen_score")}
-    target |= {f"output-{what}": row.get(f"sft_target_{what}") for what in ("text", "audio", "units")}
+    target |= {f"output-{what}": row.get(f"sft_target_{what}") for what in ("text", "audio", "units", "tokens")}
     if not (said(target) or target["output-audio"] or target["output-units"]):
         raise NoPair("no supervised target")
     if not ranked:
@@ -172,7 +172,7 @@ def wide_enough(pairs, options):
 def filled(row, pair, options):
     new = {name: value for name, value in row.items() if name not in ("output", "weight")}
     for side, field in (("chosen", "sft_target"), ("rejected", "rejected")):
-        for what in ("text", "audio", "units"):
+        for what in ("text", "audio", "units", "tokens"):
             new[f"{field}_{what}"] = pair[side].get(f"output-{what}") or None
         if not said(pair[side]):
             new[f"{field}_text"] = None

@@ -39,7 +39,8 @@ candidates = st.fixed_dictionaries(
     {"output-text": texts, "gemini_score": scores, "measures": st.fixed_dictionaries({"auto_bleu": st.floats(0, 0.2)})},
     optional={
         "output-audio": st.sampled_from([None, "a.wav", "/b.wav"]),
-        "output-units": st.sampled_from([None, [], [1, 22], [3]]),
+        "output-units": st.sampled_from([None, [], [1, 22], [3], [[1, 22], [3, 4]], [[1], [22], [3], [4]]]),
+        "output-tokens": st.sampled_from([None, [], [7, 101]]),
         "score": st.none() | st.sampled_from([0, 0.3, 0.1 + 0.2, 1, 2.5]),
         "broken": st.sampled_from([None, "", "no end"]),
         "outcome": st.sampled_from([None, {"kind": "scored"}, {"kind": "invalid", "reason": "silent"}]),
@@ -52,6 +53,7 @@ rows = st.fixed_dictionaries(
     optional={
         "sft_target_text": st.sampled_from([None, "", "four", "six"]),
         "sft_target_units": st.sampled_from([None, [1, 22]]),
+        "sft_target_tokens": st.sampled_from([None, [9]]),
         "chosen_score": st.none() | st.integers(1, 9),
         "rejected_text": st.just("stale"),
         "weight": st.just("stale"),

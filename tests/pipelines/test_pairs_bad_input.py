@@ -36,6 +36,14 @@ GOOD = json.dumps(some_rows(1)[0])
             GOOD.replace('"output-text"', '"output-units": [1.5], "output-text"'),
             ".output-units: expected a list of integers, at least 0",
         ),
+        (
+            GOOD.replace('"output-text"', '"output-units": [[1, 2], 3], "output-text"'),
+            ".output-units: expected a list of integers, at least 0, or of frames of them",
+        ),
+        (
+            GOOD.replace('"output-text"', '"output-tokens": [[]], "output-text"'),
+            ".output-tokens: expected a list of integers, at least 0",
+        ),
         ('{"a": ' + "[" * 10**5, "row: expected JSON: maximum recursion depth exceeded"),
     ],
 )

@@ -17,12 +17,14 @@ import pytest
 import soundfile
 
 from elocute.data.audio import load_audio
+from elocute.data.cache import EncodedAudio
 from elocute.data.rows import read_rows
 from elocute.errors import InputError
 from elocute.pipelines.sample import CandidateSampler
 from elocute.recipe import load_recipe
-from elocute.rollout import sample_groups, seed_of
+from elocute.rollout import Sampling, sample_groups, seed_of
 from elocute.speech.codec import StarterCodec
+from tests.models.adapter_checks import comes_back, said
 
 RECIPE = "recipes/starter/wavalign.yaml"
 SMALL = ["rollout.max_new_tokens=24", "rollout.prompts_per_step=2"]
@@ -91,6 +93,17 @@ def test_a_line_is_its_row_and_n_answers(sampler, speaking_lm, rows):
     assert summary["seconds"] == pytest.approx(sum(c["seconds"] for c in candidates)) and summary["tokens_per_s"] > 0
     assert [(stage, done) for stage, done, *_ in told[-4:]] == [("prompts", done) for done in (0, 2, 4, 5)]
     assert told[-1][3]["tokens_per_s"] > 0
+
+
+def test_answers_are_learnt_token_by_token(speaking_lm, rows, tmp_path):
+    """Also a text that its tokenizer would cut otherwise."""
+    assert (letters := [*map(speaking_lm.tokenizer.encode, "four")]) != [speaking_lm.tokenizer.encode("four")]
+    prompt = speaking_lm.encode_prompt(read_rows(rows)[0], EncodedAudio(speaking_lm.codec))
+    layout = speaking_lm.layout
+    block = [speaking_lm.codec.shape.codebook, 0, 1, 2, 3]
+    odd = layout.assemble([id for ids in letters for id in ids], block * 2).ids
+    group = sample_groups(speaking_lm, [prompt], [range(6)], Sampling(24))[0]
+    assert comes_back(speaking_lm, rows, [*group, said(speaking_lm, odd)], tmp_path) > 1
 
 
 def test_paths_lead_to_the_same_audio_from_the_new_folder(sampler, rows):

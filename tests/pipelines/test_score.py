@@ -312,6 +312,8 @@ def test_published_candidates_are_read_as_they_are(candidates, scorer, tmp_path)
         (lambda line: line["output"]["0"].update({"output-text": 3}), "1: output.0.output-text: expected a string"),
         (lambda line: line["output"]["0"].update({"output-units": [-1]}), "1: output.0.output-units: expected a list"),
         (lambda line: line["output"]["0"].update({"output-units": [True]}), "1: output.0.output-units: expected"),
+        (lambda line: line["output"]["0"].update({"output-units": [[1], [2, 3]]}), "1: output.0.output-units: expec"),
+        (lambda line: line["output"]["0"].update({"output-tokens": [-1]}), "1: output.0.output-tokens: expected"),
         (lambda line: line["output"].update({"x": {}}), "1: output.x: expected output-text or output-audio"),
         (
             lambda line: line["output"]["0"].update({"output-audio": "a.wav"}),

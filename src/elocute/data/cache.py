@@ -7,6 +7,7 @@ noticed and made again. Entries appear whole (see files.py): any number of proce
 """
 
 import hashlib
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,9 +75,13 @@ class EncodedAudio:
     def _given(self, ref: AudioRef) -> np.ndarray:
         if ref.codec != self.codec.digest:
             raise InputError(f"{ref.path}: its units are of codec {ref.codec}, the codec in use is {self.codec.digest}")
-        if not all(0 <= unit < self.codec.n_units for unit in ref.units):
-            raise InputError(f"{ref.path}: its units: expected 0 … {self.codec.n_units - 1}, got {max(ref.units)}")
-        return np.array(ref.units, dtype=np.int64)
+        units, codebooks = np.array(ref.units), getattr(self.codec, "codebooks", None)
+        if units.shape[1:] != (() if codebooks is None else (codebooks,)):
+            expected = "integers" if codebooks is None else f"frames of {codebooks} codes"
+            raise InputError(f"{ref.path}: its units: expected {expected}, got {json.dumps(ref.units[0])}")
+        if not ((units >= 0) & (units < self.codec.n_units)).all():
+            raise InputError(f"{ref.path}: its units: expected 0 … {self.codec.n_units - 1}, got {units.max()}")
+        return units.astype(np.int64)
 
     def _from_store(self, path: Path, key: str) -> np.ndarray:
         if path not in self._stores:

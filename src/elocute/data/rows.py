@@ -6,8 +6,10 @@ The schema (any other field is kept in `Example.columns`; `null` and "" mean tha
     audios            [path, …] in the order of the marks
     sft_target_text, sft_target_audio   the answer to learn
     rejected_text, rejected_audio       the answer to unlearn
-    sft_target_units, rejected_units    [int, …]: the answer's very units, in place of its encoded audio
+    sft_target_units, rejected_units    [int, …], or frames [[int, …], …] of a codec of several codebooks: the answer's
+                      very units, in place of its encoded audio
     units_codec       digest of the codec that they are of
+    sft_target_tokens, rejected_tokens  [int, …] beside the units: all that the model sampled, its text too, in its ids
     sft_target_cut, rejected_cut        bool: the answer's speech was stopped before its end
     question_text     what a judge reads in place of the question's audio
     task_type, id     str
@@ -28,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from elocute.data.types import AudioRef, Example, Message
-from elocute.data.units import UnitStore
+from elocute.data.units import UnitStore, misfit
 from elocute.errors import InputError
 
 AUDIO_MARK = "<|audio|>"
@@ -43,6 +45,8 @@ NAMED = {
     "rejected_audio",
     "sft_target_units",
     "rejected_units",
+    "sft_target_tokens",
+    "rejected_tokens",
     "units_codec",
     "sft_target_cut",
     "rejected_cut",
@@ -248,7 +252,7 @@ class _Row:
     def answer(self, name: str) -> str | None:
         """An answer's text; its audio stands in a field of its own, so a mark for it says nothing and goes."""
         text = self.text(name)
-        return text and _without_marks(text)
+        return text and without_marks(text)
 
     def number(self, name: str) -> None:
         value = self.fields.get(name)
@@ -272,23 +276,25 @@ class _Row:
         """An answer's speech: its units if the row has them, else its audio, else the closing turn's audio."""
         reference, units = self.text(f"{answer}_audio"), self.units(f"{answer}_units")
         audio = (self.found(f"{answer}_audio", reference) if reference else None) or closing
-        cut = self.flag(f"{answer}_cut")
+        tokens, cut = self.units(f"{answer}_tokens"), self.flag(f"{answer}_cut")
+        if tokens and not units:
+            self.problem(f"{answer}_units", f"the units that are in {answer}_tokens", "none")
         if units:
             codec = self.text("units_codec")
             if codec is None:
                 self.problem("units_codec", f"the digest of the codec that {answer}_units are of", "null")
-            audio = replace(audio or AudioRef(self.sources.file), units=units, codec=codec)
+            audio = replace(audio or AudioRef(self.sources.file), units=units, tokens=tokens, codec=codec)
         return audio and replace(audio, cut=cut)
 
-    def units(self, name: str) -> tuple[int, ...] | None:
+    def units(self, name: str) -> tuple | None:
         values = self.items(name)
-        for i, value in enumerate(values):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                self.problem(f"{name}[{i}]", "a unit (an integer, at least 0)", json.dumps(value))
-                return None
+        if (place := misfit(values)) is not None:
+            expected = "a unit (an integer, at least 0) or a frame of as many as the first"
+            self.problem(f"{name}[{place}]", expected, json.dumps(values[place]))
+            return None
         if not values and self.fields.get(name) == []:
             self.problem(name, "at least one unit", "[]")
-        return tuple(values) or None
+        return tuple(tuple(value) if isinstance(value, list) else value for value in values) or None
 
     def flag(self, name: str) -> bool:
         value = self.fields.get(name)
@@ -356,10 +362,11 @@ class _Row:
         marks = content.count(AUDIO_MARK)
         if marks > 1:
             self.problem("messages", f"at most one {AUDIO_MARK} in the answer", marks)
-        return _without_marks(content), audios.pop() if marks and audios else None
+        return without_marks(content), audios.pop() if marks and audios else None
 
 
-def _without_marks(text: str) -> str | None:
+def without_marks(text: str) -> str | None:
+    """An answer's text, which says nothing of where its audio stands."""
     return text.replace(AUDIO_MARK, "").strip() or None if AUDIO_MARK in text else text or None
 
 

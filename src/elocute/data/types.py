@@ -13,14 +13,16 @@ class AudioRef:
     """Where a piece of audio lies: a sound file, or one entry of a store of encoded units (`units.safetensors#key`).
 
     seconds: only the first n seconds of the sound file; what is after them is cut off before anything is encoded.
-    units: the very units, made by the codec whose digest is `codec`; `path` is then only their sound, for people.
+    units: the very units, or frames of several codebooks, made by the codec whose digest is `codec`; `path` is then
+    only their sound, for people. tokens: of an answer: all that was sampled, text and speech, in the model's own ids.
     cut: of an answer: it was stopped at the longest length allowed and goes on, so that no end stands behind it.
     """
 
     path: Path
     key: str | None = None
     seconds: float | None = None
-    units: tuple[int, ...] | None = None
+    units: tuple[int, ...] | tuple[tuple[int, ...], ...] | None = None
+    tokens: tuple[int, ...] | None = None
     codec: str | None = None
     cut: bool = False
 

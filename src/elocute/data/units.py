@@ -2,8 +2,9 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -20,6 +21,22 @@ def write_units(path: str | Path, units: Mapping[str, np.ndarray], codec_digest:
     """
     tensors = {key: _compact(key, np.asarray(values)) for key, values in units.items()}
     write_atomically(path, _sorted_header(save(tensors, metadata={"codec_digest": codec_digest, "codec": codec})))
+
+
+def misfit(values: Sequence[Any]) -> int | None:
+    """Where a row's list is none of units, integers at least 0 or frames of them, all as wide as the first; else None.
+
+    What is read from JSON is told apart by its very type: true is no 1.
+    """
+    framed = bool(values) and isinstance(values[0], list)
+    width = len(values[0]) if framed else 1
+
+    def fits(value: Any) -> bool:
+        codes = value if framed else [value]
+        whole = isinstance(codes, list) and len(codes) == width > 0
+        return whole and all(type(code) is int and code >= 0 for code in codes)
+
+    return next((place for place, value in enumerate(values) if not fits(value)), None)
 
 
 def _sorted_header(content: bytes) -> bytes:

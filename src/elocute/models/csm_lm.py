@@ -18,7 +18,7 @@ from transformers import CsmForConditionalGeneration, DynamicCache
 
 from elocute.data.cache import EncodedAudio
 from elocute.data.types import Answer as JudgedAnswer
-from elocute.data.types import AudioRef, Example, Utterance
+from elocute.data.types import AudioRef, Example
 from elocute.errors import InputError
 from elocute.models.csm_prompt import NO_TEXT, CsmTemplate, load_template
 from elocute.models.frames import FrameLM, StackedHead
@@ -141,10 +141,6 @@ class CsmLM(FrameLM):
         return answer.tokens()
 
     # tokens out
-
-    def decode(self, ids) -> Utterance:
-        """One answer's cells → the sound of what it said, without a text."""
-        return self.said(ids)[0]
 
     def answer(self, example: Example, ids) -> JudgedAnswer:
         """A row and what was said to it; its text is the one that should be heard."""

@@ -7,14 +7,13 @@ hold a control token are refused: a question must not end the answer or speak fo
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer
 
 from elocute.data.cache import EncodedAudio
-from elocute.data.types import AudioRef, Example, Utterance
+from elocute.data.types import AudioRef, Example
 from elocute.errors import InputError
 from elocute.models.control import check_text, control_tokens
 from elocute.models.layout import Layout, Tokens
@@ -88,13 +87,6 @@ class InterleavedLM(SpeechLM):
     def _marked(self, units: list[int]) -> list[int]:
         begin, end = self.layout.speech_begin, self.layout.speech_end
         return [*([] if begin is None else [begin]), *units, *([] if end is None else [end])]
-
-    # tokens out
-
-    def decode(self, ids) -> Utterance:
-        """One answer's ids → what it wrote and the sound of what it said (the codec's true sample rate)."""
-        spoken, text_ids = self.said(ids)
-        return replace(spoken, text=self.tokenizer.decode(text_ids).strip())
 
 
 def load_fitting(folder: Path, dtype: torch.dtype | str, layout: Layout):

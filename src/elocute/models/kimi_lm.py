@@ -11,7 +11,7 @@ features of a frozen Whisper, which need the sound itself; a store of codes is n
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ import torch
 from elocute.data.cache import EncodedAudio
 from elocute.data.files import link_folder
 from elocute.data.rows import AUDIO_MARK
-from elocute.data.types import AudioRef, Example, Utterance
+from elocute.data.types import AudioRef, Example
 from elocute.errors import InputError
 from elocute.models import kimi, one_stream
 from elocute.models.batch import Batch, States
@@ -147,13 +147,6 @@ class KimiLM(SpeechLM):
             return kimi.lay_out_target(self.tokenizer.encode(text), codes, self.layout.marks).flat()
         except InputError as error:
             raise InputError(f"{example.where}: {name}: {error}") from error
-
-    # tokens out
-
-    def decode(self, ids) -> Utterance:
-        """One answer's cells [2·T] → what it wrote and the sound of what it said."""
-        spoken, text_ids = self.said(ids)
-        return replace(spoken, text=self.tokenizer.decode(text_ids).strip())
 
     # the network
 

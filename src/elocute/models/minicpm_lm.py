@@ -11,7 +11,6 @@ for sampling (docs/minicpm-o.md) are not built.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,7 +19,7 @@ from transformers import BertTokenizerFast
 from elocute.data.audio import resample
 from elocute.data.cache import EncodedAudio
 from elocute.data.rows import AUDIO_MARK
-from elocute.data.types import AudioRef, Example, Utterance
+from elocute.data.types import AudioRef, Example
 from elocute.errors import InputError
 from elocute.models import one_stream
 from elocute.models.batch import Batch, States
@@ -129,9 +128,9 @@ class MiniCPMLM(SpeechLM):
         self, example: Example, name: str, text: str | None, ref: AudioRef | None, audio: EncodedAudio
     ) -> Tokens:
         """name: of the row's fields, less `_text` and `_audio`; a row to read aloud need not say its text twice."""
-        given = None
+        given = self._given(example)
         if has_labels(example):
-            given, text = self.template.encode_row(example).given, text or text_of(example)
+            text = text or text_of(example)
         check_answer(example, name, text, ref)
         check_text(self.template.control, f"{example.where}: {name}_text", text)
         written = self.template.written(text)
@@ -140,12 +139,12 @@ class MiniCPMLM(SpeechLM):
         codes = target_codes(torch.from_numpy(units_of(example, f"{name}_audio", ref, audio)), self.layout.end)
         return self.layout.read([*written, *codes.flatten().tolist()], given).tokens()
 
-    # tokens out
+    def _begun(self, example: Example) -> Answer:
+        return self.layout.cursor(self._given(example))
 
-    def decode(self, ids) -> Utterance:
-        """One answer's cells → what it wrote and the sound of what it said."""
-        spoken, text_ids = self.said(ids)
-        return replace(spoken, text=self.tokenizer.decode(text_ids).strip())
+    def _given(self, example: Example) -> torch.Tensor | None:
+        """What its answer has to write, int64 [N]; None where that is sampled."""
+        return self.template.encode_row(example).given if has_labels(example) else None
 
     # the network
 

@@ -16,7 +16,7 @@ silent frame follows, in which the last acoustic codes are said.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from transformers.models.moshi.modeling_moshi import MoshiFlexibleLinear
 from elocute.data.cache import EncodedAudio
 from elocute.data.rows import AUDIO_MARK
 from elocute.data.shards import Shards
-from elocute.data.types import AudioRef, Example, Message, Utterance
+from elocute.data.types import AudioRef, Example, Message
 from elocute.errors import InputError
 from elocute.models.frames import FrameLM, StackedHead, check_codec, load_config
 from elocute.models.interleaved import load_tokenizer
@@ -187,10 +187,8 @@ class MoshiLM(FrameLM):
 
     # tokens out
 
-    def decode(self, ids) -> Utterance:
-        """One answer's cells → what it wrote and the sound of what it said."""
-        spoken, text_ids = self.said(ids)
-        return replace(spoken, text=self.tokenizer.decode(text_ids, skip_special_tokens=True).strip())
+    def written(self, text_ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(text_ids, skip_special_tokens=True).strip()
 
     # the network
 

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 from elocute.data.cache import EncodedAudio
-from elocute.data.types import AudioRef, Example, Utterance
+from elocute.data.types import AudioRef, Example
 from elocute.errors import InputError, naming
 from elocute.models import one_stream
 from elocute.models.batch import Batch, States
@@ -108,13 +108,6 @@ class OmniLM(SpeechLM):
         codes = units_of(example, f"{name}_audio", ref, audio)
         ids = [*written, self.layout.text_end, *codes.tolist(), self.layout.code_ends[0]]
         return self.layout.read(ids).tokens()
-
-    # tokens out
-
-    def decode(self, ids) -> Utterance:
-        """One answer's cells → what it wrote and the sound of what it said."""
-        spoken, text_ids = self.said(ids)
-        return replace(spoken, text=self.tokenizer.decode(text_ids).strip())
 
     # the thinker
 

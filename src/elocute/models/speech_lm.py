@@ -4,6 +4,7 @@ import copy
 import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from elocute.data.audio import load_audio
 from elocute.data.cache import EncodedAudio
 from elocute.data.files import read_json
+from elocute.data.rows import without_marks
 from elocute.data.shards import INDEX, SINGLE, Shards
 from elocute.data.types import Answer, AudioRef, Example, Utterance
 from elocute.errors import InputError, naming
@@ -43,7 +45,7 @@ _SPARE = re.compile(r"(^|\.)(rotary_emb\.inv_freq|decoder\.version)$")
 class SpeechLM:
     """The network of a speech LM, as training and sampling use it.
 
-    Each kind adds what its tokens mean: `encode_prompt`, `_encode_answer`, `decode`, `save`.
+    Each kind adds what its tokens mean: `encode_prompt`, `_encode_answer`, `save`; what writes has a `tokenizer`.
 
     model: the network (may be wrapped by peft); layout: what an answer's tokens are; codec (waveform ⇄ units);
     settings: its elocute.json. compute: the type its matrix products are done in, None: that of its weights.
@@ -93,15 +95,66 @@ class SpeechLM:
 
     def encode_target(self, example: Example, audio: EncodedAudio) -> Tokens:
         """The row's supervised answer, laid out. InputError when the row has none or it does not fit the layout."""
-        return self._encode_answer(example, "sft_target", example.target_text, example.target_audio, audio)
+        return self._encode(example, "sft_target", example.target_text, example.target_audio, audio)
 
     def encode_rejected(self, example: Example, audio: EncodedAudio) -> Tokens:
         """The row's rejected answer, laid out. InputError when the row has none or it does not fit the layout."""
-        return self._encode_answer(example, "rejected", example.rejected_text, example.rejected_audio, audio)
+        return self._encode(example, "rejected", example.rejected_text, example.rejected_audio, audio)
+
+    def _encode(
+        self, example: Example, name: str, text: str | None, ref: AudioRef | None, audio: EncodedAudio
+    ) -> Tokens:
+        """An answer as it was sampled, if the row has its tokens; else its text and its speech, laid out.
+
+        name: of the row's fields, less `_text` and `_audio`.
+        """
+        if ref is None or ref.tokens is None:
+            return self._encode_answer(example, name, text, ref, audio)
+        units = units_of(example, f"{name}_units", ref, audio)
+        answer = self._replayed(self._begun(example), np.ravel(ref.tokens).tolist())
+        if answer is None or answer.broken or not self._is(answer, text, units):
+            raise InputError(
+                f"{example.where}: {name}_tokens: expected a whole answer of this model, with the row's text and "
+                "units; without this field they are encoded anew"
+            )
+        return answer.tokens()
+
+    def _begun(self, example: Example):
+        """An answer to a row, of which nothing has come yet."""
+        return self.layout.cursor()
+
+    def _replayed(self, answer, cells: list[int]):
+        """An answer grown from its cells; None where they are not what is forced, or what no head can say."""
+        sizes = [head.weight.shape[0] for head in self.heads()]
+        while cells:
+            if answer.done:
+                return None
+            forced, known = answer.forced(), sizes[sum(self.streams[: answer.stage]) :]
+            step, cells = cells[: len(forced)], cells[len(forced) :]
+            fits = (cell < size and must in (None, cell) for cell, must, size in zip(step, forced, known, strict=False))
+            if len(step) < len(forced) or not all(fits):
+                return None
+            answer.push(*step)
+        answer.close()
+        return answer
+
+    def _is(self, answer, text: str | None, units: np.ndarray) -> bool:
+        """Whether it says what a row says. Where nothing was written, the row's text may be what was heard."""
+        wrote = without_marks(self.written(answer.text_ids))
+        return np.array_equal(answer.units, units) and (not wrote or wrote == (text or "").strip())
 
     def answer(self, example: Example, ids) -> Answer:
         """A row and what was said to it, as rewards judge it."""
         return Answer(example, self.decode(ids))
+
+    def decode(self, ids) -> Utterance:
+        """One answer's ids → what it wrote and the sound of what it said (the codec's true sample rate)."""
+        spoken, text_ids = self.said(ids)
+        return replace(spoken, text=self.written(text_ids))
+
+    def written(self, text_ids: Sequence[int]) -> str:
+        """What text an answer's `text_ids` are; a textless model's are none."""
+        return self.tokenizer.decode(text_ids).strip() if len(text_ids) else ""
 
     def said(self, ids) -> tuple[Utterance, list[int]]:
         """One answer's ids → its sound, with no text yet, and the ids of what it wrote."""

@@ -23,7 +23,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from elocute.data.cache import EncodedAudio
 from elocute.data.files import read_json
-from elocute.data.types import AudioRef, Example, Utterance
+from elocute.data.types import AudioRef, Example
 from elocute.errors import InputError
 from elocute.models.layout import Layout, Tokens
 from elocute.models.speech_lm import SpeechLM, beside, check_weights, load_network, read_settings, units_of
@@ -84,17 +84,6 @@ class UnitLM(SpeechLM):
         self.check_length(f"{example.where}: audios", len(ids) + 1)
         return torch.tensor(ids)
 
-    def encode_target(self, example: Example, audio: EncodedAudio) -> Tokens:
-        """The row's supervised continuation; behind it eos, if the model has one, unless it was cut.
-
-        InputError when the row has none.
-        """
-        return self._answer(example, "sft_target_audio", example.target_audio, audio)
-
-    def encode_rejected(self, example: Example, audio: EncodedAudio) -> Tokens:
-        """The row's rejected continuation, as `encode_target`."""
-        return self._answer(example, "rejected_audio", example.rejected_audio, audio)
-
     def encode_utterance(self, ref: AudioRef, audio: EncodedAudio) -> tuple[torch.Tensor, Tokens]:
         """A recording for its likelihood: what is given (bos, or without one the first unit) [1], and the rest."""
         units = [int(unit) for unit in audio.units(ref)]
@@ -105,7 +94,12 @@ class UnitLM(SpeechLM):
         self.check_length(str(ref), 1 + len(rest))
         return torch.tensor(given), rest
 
-    def _answer(self, example: Example, field: str, ref: AudioRef | None, audio: EncodedAudio) -> Tokens:
+    def _encode_answer(
+        self, example: Example, name: str, text: str | None, ref: AudioRef | None, audio: EncodedAudio
+    ) -> Tokens:
+        """A continuation; behind it eos, if the model has one, unless it was cut. name: of the row's fields, less
+        `_audio`."""
+        field = f"{name}_audio"
         if ref is None:
             raise InputError(f"{example.where}: {field}: expected the continuation's speech")
         units = units_of(example, field, ref, audio)
@@ -115,12 +109,6 @@ class UnitLM(SpeechLM):
             raise InputError(f"{example.where}: {field}: {error}") from error
         self.check_length(f"{example.where}: {field}", len(self.encode_prompt(example, audio)) + len(answer))
         return answer
-
-    # tokens out
-
-    def decode(self, ids) -> Utterance:
-        """One answer's ids → its sound (the codec's sample rate); there is no text."""
-        return self.said(ids)[0]
 
 
 def load_vocabulary(folder: Path) -> Vocabulary:

@@ -19,7 +19,7 @@ is, and is saved again.
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -28,7 +28,7 @@ import torch
 from elocute.data.cache import EncodedAudio
 from elocute.data.files import link_folder
 from elocute.data.rows import AUDIO_MARK
-from elocute.data.types import AudioRef, Example, Utterance
+from elocute.data.types import AudioRef, Example
 from elocute.errors import InputError
 from elocute.models import one_stream, vita
 from elocute.models.batch import Batch, States
@@ -187,13 +187,6 @@ class VitaLM(SpeechLM):
         # As it was trained: a newline stands between an answer's text and its speech.
         ids = self.tokens.lay_out(f"{text}\n", units, self.ratio, where=f"{example.where}: {name}")
         return self.layout.read(ids).tokens()
-
-    # tokens out
-
-    def decode(self, ids) -> Utterance:
-        """One answer's ids → what it wrote and the sound of what it said."""
-        spoken, text_ids = self.said(ids)
-        return replace(spoken, text=self.tokenizer.decode(text_ids).strip())
 
     # the network
 

@@ -1,9 +1,10 @@
 """Candidates: a row and its sampled answers, one JSON line a prompt.
 
     {… the row's fields, "units_codec": "9f…",
-     "output": {"0": {"output-text": "four", "output-audio": "audio/q1-0.wav", "output-units": [1030, 7, …], "seed": 7,
-                      "broken": null, "seconds": 0.8}, "1": …}}
+     "output": {"0": {"output-text": "four", "output-audio": "audio/q1-0.wav", "output-units": [1030, 7, …],
+                      "output-tokens": [52, 1310, …], "seed": 7, "broken": null, "seconds": 0.8}, "1": …}}
 
+Units of several codebooks stand in frames, [[17, 3, …], …]; tokens are all that was sampled, in the model's own ids.
 An answer that was stopped at the longest length allowed and is whole all the same has `"cut": true` beside `broken`.
 
 `score` adds to each candidate what the recipe's rewards say:
@@ -27,6 +28,7 @@ import numpy as np
 
 from elocute.data.audio import load_audio
 from elocute.data.types import Example, Utterance
+from elocute.data.units import misfit
 from elocute.errors import InputError
 from elocute.rewards.outcome import Invalid, Outcome, Scored, Unavailable
 
@@ -104,9 +106,10 @@ def _problem(candidate: Any, folder: Path) -> str | None:
             return f".{name}: expected a string or null"
     if not isinstance(candidate.get("cut"), bool | None):
         return ".cut: expected true or false"
-    units = candidate.get("output-units")
-    if units is not None and not (isinstance(units, list) and all(type(unit) is int and unit >= 0 for unit in units)):
-        return ".output-units: expected a list of integers, at least 0"
+    for name in ("output-units", "output-tokens"):
+        values = candidate.get(name)
+        if values is not None and not (isinstance(values, list) and misfit(values) is None):
+            return f".{name}: expected a list of integers, at least 0, or of frames of them, all as wide"
     if not any(candidate.get(name) for name in ("output-text", "output-audio", "broken")):
         return ": expected output-text or output-audio, or why it is `broken`"
     path = candidate.get("output-audio")

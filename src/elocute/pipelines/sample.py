@@ -156,6 +156,7 @@ class CandidateSampler:
             "output-text": utterance.text,
             "output-audio": audio,
             "output-units": lm.layout.read(rollout.tokens.ids).units,
+            "output-tokens": rollout.tokens.ids.tolist(),
             "seed": rollout.seed,
             "broken": broken,
             **({"cut": True} if rollout.truncated and not broken else {}),

@@ -211,7 +211,8 @@ def _value(outcome: Outcome) -> float | None:
 
 
 def _measures(text: str, candidate: Fields) -> dict[str, float]:
-    """auto-BLEU-2 of the words, as it is published, and of the units."""
-    words, units = normalise(text).split(), candidate.get("output-units")
+    """auto-BLEU-2 of the words, as it is published, and of the units, of which a whole frame is one."""
+    words = normalise(text).split()
+    units = [tuple(unit) if isinstance(unit, list) else unit for unit in candidate.get("output-units") or ()]
     of_units = {"auto_bleu_units": auto_bleu_slamkit(units)} if units else {}
     return {"auto_bleu": auto_bleu_slamkit(words)} | of_units

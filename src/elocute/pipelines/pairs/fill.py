@@ -13,7 +13,8 @@ from elocute.pipelines.pairs.options import PairOptions
 from elocute.pipelines.pairs.rows import AUDIO_MARK, BadRow, Candidate, Row
 from elocute.pipelines.pairs.rules import NoPair, Pair, Ranked, Rule, rank
 
-_UNITS = re.compile(rb"\[[\s\d,]*\]|null")
+_LIST = re.compile(rb"\[[\s\d,]*\]|\[\s*(?:\[[\s\d,]+\][\s,]*)+\]|null")
+"""Of units or frames of them; that all frames are as wide is seen where they are learnt."""
 WEIGHT_LATER = Raw(b" " * 11)
 """Room for a weight at the end of a line: six significant digits and what goes with them."""
 
@@ -72,7 +73,7 @@ class RowPairs:
             raise BadRow("messages: expected a user's turn before the answer, got none")
         if not self.from_target:
             return None
-        speech = row.sft_target_audio or audio, row.sft_target_units
+        speech = row.sft_target_audio or audio, row.sft_target_units, row.sft_target_tokens
         return Candidate(row.sft_target_text or text, *speech, cut=row.sft_target_cut)
 
     def _choose(self, row: Row, ranked: list[Ranked], target: Candidate | None) -> list[Pair]:
@@ -102,11 +103,13 @@ class RowPairs:
             row.audios = [_moved(path, prompt_lead) for path in row.audios]
         row.sft_target_text = chosen.text if chosen.says else None
         row.sft_target_audio = chosen.audio and _moved(chosen.audio, chosen_lead)
-        row.sft_target_units = chosen.units and _checked_units(chosen.units, chosen_key)
+        row.sft_target_units = chosen.units and _checked(chosen.units, chosen_key, "units")
+        row.sft_target_tokens = chosen.tokens and _checked(chosen.tokens, chosen_key, "tokens")
         row.sft_target_cut = chosen.cut or None
         row.rejected_text = rejected.text if rejected.says else None
         row.rejected_audio = rejected.audio and _moved(rejected.audio, rejected_lead)
-        row.rejected_units = rejected.units and _checked_units(rejected.units, rejected_key)
+        row.rejected_units = rejected.units and _checked(rejected.units, rejected_key, "units")
+        row.rejected_tokens = rejected.tokens and _checked(rejected.tokens, rejected_key, "tokens")
         row.rejected_cut = rejected.cut or None
         if (row.sft_target_units or row.rejected_units) and not row.units_codec:
             raise BadRow("units_codec: expected the digest of the codec that output-units are of, got none")
@@ -137,11 +140,11 @@ def _moved(path: str, lead: str) -> str:
     return os.path.normpath(lead + name) + is_store + key
 
 
-def _checked_units(units: Raw, key: str) -> Raw | None:
-    raw = bytes(units)
-    if not _UNITS.fullmatch(raw):
-        raise BadRow(f"output.{key}.output-units: expected a list of integers, at least 0")
-    return units if raw.strip(b"[] \t\r\n") not in (b"", b"null") else None
+def _checked(values: Raw, key: str, name: str) -> Raw | None:
+    raw = bytes(values)
+    if not _LIST.fullmatch(raw):
+        raise BadRow(f"output.{key}.output-{name}: expected a list of integers, at least 0, or of frames of them")
+    return values if raw.strip(b"[] \t\r\n") not in (b"", b"null") else None
 
 
 class _AudioCheck:

@@ -40,14 +40,15 @@ class Outcome(msgspec.Struct, gc=False):
 
 
 class Candidate(
-    msgspec.Struct, gc=False, rename={"text": "output-text", "audio": "output-audio", "units": "output-units"}
+    msgspec.Struct, gc=False, rename={name: f"output-{name}" for name in ("text", "audio", "units", "tokens")}
 ):
-    """One answer. `units`: a JSON list as bytes; `seconds` of speech; `broken`: why it is no proper answer; `cut`: it
-    was stopped before its end."""
+    """One answer. `units`, `tokens`: JSON lists as bytes; `seconds` of speech; `broken`: why it is no proper answer;
+    `cut`: it was stopped before its end."""
 
     text: str | None = None
     audio: str | None = None
     units: Raw = None
+    tokens: Raw = None
     gemini_score: Scores | None = None
     score: float | None = None
     outcome: Outcome | None = None
@@ -82,10 +83,12 @@ _FIRST = [
     ("sft_target_text", str | None, None),
     ("sft_target_audio", str | None, None),
     ("sft_target_units", Raw, None),
+    ("sft_target_tokens", Raw, None),
     ("sft_target_cut", bool | None, None),
     ("rejected_text", Raw, None),
     ("rejected_audio", Raw, None),
     ("rejected_units", Raw, None),
+    ("rejected_tokens", Raw, None),
     ("rejected_cut", Raw, None),
     ("units_codec", str | None, None),
 ]
