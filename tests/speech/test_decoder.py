@@ -2,7 +2,7 @@ import numpy as np
 import torch
 
 from elocute.speech import features
-from elocute.speech.decoder import FRAME, Synthesizer, contour, pulse_train
+from elocute.speech.decoder import FRAME, Synthesizer, contour, exponential, pulse_train
 
 
 def test_synthesizer_equals_filtering_piece_by_piece():
@@ -30,6 +30,12 @@ def test_synthesizer_equals_filtering_piece_by_piece():
     )[0]  # fmt: skip
     expected = expected[FRAME // 2 : FRAME // 2 + steps * FRAME]
     assert np.abs(made.numpy() - expected).max() < 1e-2 * np.abs(expected).max()
+
+
+def test_exponential_is_that_of_complex_numbers():
+    real, imaginary = 3 * torch.randn(2, 50, 60, generator=torch.Generator().manual_seed(0))
+    naive = torch.exp(torch.complex(real.double(), imaginary.double()))
+    assert ((exponential(real, imaginary) - naive).abs() < 1e-6 * naive.abs()).all()
 
 
 def test_flat_envelope_gives_the_source_back():

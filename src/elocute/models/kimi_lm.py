@@ -23,6 +23,7 @@ from elocute.data.types import AudioRef, Example
 from elocute.errors import InputError
 from elocute.models import kimi, one_stream
 from elocute.models.batch import Batch, States
+from elocute.models.growing_cache import give_room
 from elocute.models.layout import Tokens
 from elocute.models.speech_lm import SpeechLM, beside, check_answer, sound_of, units_of
 from elocute.speech.glm4voice.tokenizer import check_units
@@ -223,6 +224,7 @@ class Decoder:
         out = lm.run(**inputs, use_cache=True)
         self.cache = out.past_key_values
         self.cache.batch_repeat_interleave(group_size)
+        give_room(self.cache)
         self.mask = inputs["attention_mask"].repeat_interleave(group_size, 0)
         self.position = inputs["position_ids"][:, -1].repeat_interleave(group_size)
         self.hidden = [states[:, -1].repeat_interleave(group_size, 0) for states in (out.audio, out.text)]

@@ -30,6 +30,7 @@ from elocute.errors import InputError, naming
 from elocute.models import one_stream
 from elocute.models.batch import Batch, States
 from elocute.models.control import check_text, control_tokens
+from elocute.models.growing_cache import give_room
 from elocute.models.layout import Tokens
 from elocute.models.omni import ChatTemplate, Layout, Omni, Reply
 from elocute.models.omni.network import make_network
@@ -250,6 +251,7 @@ class TalkerDecoder:
         _, self.cache = lm.talk(read, mask)
         owner = torch.tensor([row // group_size for row in rows], device=device)
         self.cache.batch_select_indices(owner)
+        give_room(self.cache)
         self.mask, self._step = mask[owner], 0
         self.lines = [lm.lines(cursors[row], torch.stack(thinker.said[row])) for row in rows]
         start = torch.tensor([[config.tts_codec_pad_token_id, config.tts_codec_start_token_id]], device=device)

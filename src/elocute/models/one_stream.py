@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from elocute.models.batch import Batch, States
+from elocute.models.growing_cache import give_room
 
 
 def states(lm, batch: Batch, *, share_prompts: bool) -> list[States]:
@@ -68,6 +69,7 @@ class Decoder:
         places = positions(mask)
         self.prompt, self.cache = lm.hidden(**inputs, position_ids=places, use_cache=True)
         self.cache.batch_repeat_interleave(group_size)
+        give_room(self.cache)
         self.mask = mask.repeat_interleave(group_size, 0)
         self.position = places[:, -1].repeat_interleave(group_size)
         self.hidden = [self.prompt[:, -1].repeat_interleave(group_size, 0)]

@@ -193,7 +193,7 @@ class Trainer:
         targets = self.target_rows(examples) if self.targets else None
         rollouts, raw = None, None
         if experience is not None:
-            rollouts = self.rollout_rows(experience)
+            rollouts = self.rollout_rows(experience).by_length()
             if isinstance(self.mixing, AdaptiveMixing):
                 raw = self.mixing.raw(experience.rewards, experience.available)
             if self.recipe.optim.updates_per_rollout > 1:

@@ -40,6 +40,20 @@ class Rows:
     def of(cls, prompts: Sequence[torch.Tensor], answers: Sequence[Tokens]) -> "Rows":
         return cls(list(prompts), list(answers), pad_tokens(answers), len(answers))
 
+    def by_length(self) -> "Rows":
+        """The same rows, prompts with long answers last, so that a micro-batch holds little padding.
+
+        A prompt's answers, which stand beside each other, stay so: it is run once for those of a micro-batch.
+        """
+        longest: dict[int, int] = {}
+        for prompt, answer in zip(self.prompts, self.answers, strict=True):
+            longest[id(prompt)] = max(len(answer), longest.get(id(prompt), 0))
+        order = sorted(range(len(self.prompts)), key=lambda row: longest[id(self.prompts[row])])
+        tensors = {name: value[order] for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        padded = Tokens(self.padded.ids[order], self.padded.text[order], self.padded.action[order])
+        prompts, answers = ([values[row] for row in order] for values in (self.prompts, self.answers))
+        return replace(self, prompts=prompts, answers=answers, padded=padded, **tensors)
+
     def leave_out(self, available: torch.Tensor) -> None:
         """Rows [B] that no judge could judge contribute nothing: no token, no share of a denominator or metric."""
         self.padded = replace(self.padded, action=self.padded.action & available[:, None])
