@@ -24,7 +24,7 @@ from elocute.rewards.combine import build_mixer
 from elocute.rewards.outcome import Invalid, Scored
 from elocute.rollout import Rollout
 from elocute.speech.codec import StarterCodec
-from elocute.training.credit import group_credit, unit_times
+from elocute.training.credit import check_credit, group_credit, unit_times
 from elocute.training.experience import Experience
 from elocute.training.policy import load_policy
 from elocute.training.trainer import Trainer
@@ -286,13 +286,18 @@ def test_an_answer_that_no_unit_broke_is_blamed_as_a_whole(folder):
 # where it does not fit
 
 
-def test_a_unit_is_blamed_only_where_units_are_trained(folder, tmp_path):
-    with pytest.raises(InputError, match="^objective.policy_gradient: blame: expected none, for the scope is text"):
-        Trainer(
-            make_recipe(
-                folder, "objective.policy_gradient={scope: text, blame: 20}", f"run_dir={tmp_path / 'run'}", credit=0
-            )
-        )
+def test_a_unit_is_blamed_only_where_units_are_trained_and_of_some_kind(folder, tmp_path, monkeypatch):
+    recipe = {
+        scope: make_recipe(folder, f"objective.policy_gradient={{scope: {scope}, blame: 20}}", credit=0)
+        for scope in ("text", "speech")
+    }
+    lm = load_policy(recipe["text"]).lm
+    with pytest.raises(InputError, match="^objective.policy_gradient: blame: expected none, the scope is text"):
+        check_credit(recipe["text"], lm)
+    check_credit(recipe["speech"], lm)
+    monkeypatch.setattr(lm.codec, "parts", {})
+    with pytest.raises(InputError, match="blame: expected none, the codec's units have no parts"):
+        check_credit(recipe["speech"], lm)
 
 
 def test_unit_credit_needs_speech_in_the_scope_and_a_codec_with_parts(folder, tmp_path, monkeypatch):

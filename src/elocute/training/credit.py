@@ -33,10 +33,12 @@ def unit_credits(recipe: Recipe) -> dict[str, UnitCredit]:
 
 def check_credit(recipe: Recipe, lm: SpeechLM) -> None:
     """InputError when a reward asks for word or unit credit and the model's tokens cannot be given any."""
-    if isinstance(recipe.objective, Hybrid):
-        gradient = recipe.objective.policy_gradient
-        if gradient.blame is not None and gradient.scope == "text":
-            raise InputError("objective.policy_gradient: blame: expected none, for the scope is text")
+    if isinstance(recipe.objective, Hybrid) and recipe.objective.policy_gradient.blame is not None:
+        why = "the scope is text" if recipe.objective.policy_gradient.scope == "text" else None
+        if not getattr(lm.codec, "parts", {}):
+            why = "the codec's units have no parts, so none is of the wrong kind"
+        if why:
+            raise InputError(f"objective.policy_gradient: blame: expected none, {why}")
     for name, credit in unit_credits(recipe).items():
         parts = getattr(lm.codec, "parts", {})
         if credit.units not in parts:
