@@ -174,6 +174,7 @@ def filled(row, pair, options):
     for side, field in (("chosen", "sft_target"), ("rejected", "rejected")):
         for what in ("text", "audio", "units", "tokens"):
             new[f"{field}_{what}"] = pair[side].get(f"output-{what}") or None
+        new[f"{field}_tokens"] = new[f"{field}_tokens"] if new[f"{field}_units"] else None
         if not said(pair[side]):
             new[f"{field}_text"] = None
         new[f"{side}_score"], new[f"{side}_key"] = pair[side]["score"], pair[side]["key"]

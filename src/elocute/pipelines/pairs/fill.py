@@ -104,12 +104,14 @@ class RowPairs:
         row.sft_target_text = chosen.text if chosen.says else None
         row.sft_target_audio = chosen.audio and _moved(chosen.audio, chosen_lead)
         row.sft_target_units = chosen.units and _checked(chosen.units, chosen_key, "units")
-        row.sft_target_tokens = chosen.tokens and _checked(chosen.tokens, chosen_key, "tokens")
+        chosen_tokens = chosen.tokens and _checked(chosen.tokens, chosen_key, "tokens")
+        row.sft_target_tokens = row.sft_target_units and chosen_tokens  # they say nothing without the units
         row.sft_target_cut = chosen.cut or None
         row.rejected_text = rejected.text if rejected.says else None
         row.rejected_audio = rejected.audio and _moved(rejected.audio, rejected_lead)
         row.rejected_units = rejected.units and _checked(rejected.units, rejected_key, "units")
-        row.rejected_tokens = rejected.tokens and _checked(rejected.tokens, rejected_key, "tokens")
+        rejected_tokens = rejected.tokens and _checked(rejected.tokens, rejected_key, "tokens")
+        row.rejected_tokens = row.rejected_units and rejected_tokens
         row.rejected_cut = rejected.cut or None
         if (row.sft_target_units or row.rejected_units) and not row.units_codec:
             raise BadRow("units_codec: expected the digest of the codec that output-units are of, got none")
