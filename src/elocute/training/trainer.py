@@ -44,6 +44,9 @@ from elocute.training.watch import Watch
 Progress = Callable[[int, dict], None]
 
 
+SETTLING_SECONDS = 1.0
+
+
 class Trainer:
     """One run, from a checked recipe to a model on disk. progress: of what takes long before the first step."""
 
@@ -131,6 +134,10 @@ class Trainer:
         return self.folder.model
 
     def close(self) -> None:
+        if self.accelerator.num_processes > 1:
+            # gloo's threads may still want the interpreter's lock, to let go of the last tensors; whoever destroys the
+            # group holds that lock while it waits for them, for ever.
+            time.sleep(SETTLING_SECONDS)
         self.accelerator.end_training()
 
     # one step
