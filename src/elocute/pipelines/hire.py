@@ -115,24 +115,23 @@ class _Workers:
     def __call__(self, what: str, portions: Iterable[Any]) -> Iterator[Any]:
         numbered, first = enumerate(portions), 0
         under_way: dict[int, Any] = {}
-        again: list[int] = []  # a heap of those that nobody has
+        waiting: list[int] = []  # a heap of those of them that nobody has
         made: dict[int, Any] = {}
         died_over: Counter[int] = Counter()
         while True:
+            while len(under_way) + len(made) < AHEAD * self.count and (found := next(numbered, None)):
+                under_way[found[0]] = found[1]
+                heapq.heappush(waiting, found[0])
             for worker in self._idle():
-                if again:
-                    number = heapq.heappop(again)
-                elif len(under_way) + len(made) < AHEAD * self.count and (found := next(numbered, None)):
-                    number, under_way[found[0]] = found
-                else:
-                    break
-                self._held[worker].append(number)
-                self._awaited[worker.do.remote(what, under_way[number])] = worker, number
+                if waiting:
+                    number = heapq.heappop(waiting)
+                    self._held[worker].append(number)
+                    self._awaited[worker.do.remote(what, under_way[number])] = worker, number
             if not under_way:
                 return
             number, result, lost = self._next_answer()
             for one in lost:
-                heapq.heappush(again, one)
+                heapq.heappush(waiting, one)
             if lost:  # it was at work on the first of them
                 died_over[lost[0]] += 1
                 if died_over[lost[0]] == MOST_DEATHS:
