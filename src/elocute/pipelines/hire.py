@@ -11,6 +11,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from importlib import import_module
 from math import ceil
 from typing import Any
 
@@ -30,6 +31,9 @@ MOST_DEATHS = 3
 
 OBJECT_STORE = 200_000_000
 """Bytes of shared memory on this machine's own cluster: portions and lines are small."""
+
+STARTS = 3
+"""Of this machine's own cluster, tried: Ray gives its processes 15 s and 30 s, which a busy machine may exceed."""
 
 LOSSES = ("RayActorError", "ObjectLostError", "OutOfMemoryError")
 """What Ray raises when a worker, its machine or what it made is gone."""
@@ -60,16 +64,19 @@ def _ray(workers: int):
     """Ray, with a cluster behind it."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody asked for news to be sent home
     try:
-        import ray
+        ray = import_module("ray")
     except ImportError:
         raise InputError("--engine ray needs Ray: pip install 'elocute[ray]'") from None
     address = os.environ.get("RAY_ADDRESS")
     own = {"num_cpus": workers, "include_dashboard": False, "object_store_memory": OBJECT_STORE}
-    try:
-        ray.init(address or "local", log_to_driver=False, logging_level="ERROR", **({} if address else own))
-    except Exception as error:  # a plain Exception when a cluster of one's own does not start
-        raise RunError(f"Ray: no cluster{f' at {address}' if address else ''}: {_last_line(error)}") from None
-    return ray
+    for _ in range(1 if address else STARTS):
+        try:
+            ray.init(address or "local", log_to_driver=False, logging_level="ERROR", **({} if address else own))
+            return ray
+        except Exception as error:  # a plain Exception when a cluster of one's own does not start
+            why = _last_line(error)
+            ray.shutdown()
+    raise RunError(f"Ray: no cluster{f' at {address}' if address else ''}: {why}")
 
 
 class Worker:
