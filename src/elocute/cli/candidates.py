@@ -5,7 +5,18 @@ from typing import Annotated
 
 import typer
 
-from elocute.cli.options import AsJson, DryRun, Overrides, RecipeFile, Resume, print_checked, to_the_end
+from elocute.cli.options import (
+    AsJson,
+    DryRun,
+    Engine,
+    Overrides,
+    RecipeFile,
+    Resume,
+    Workers,
+    print_checked,
+    to_the_end,
+    workers_of,
+)
 
 
 def sample(
@@ -15,6 +26,8 @@ def sample(
     overrides: Overrides = None,
     n: Annotated[int | None, typer.Option("-n", min=1, help="Answers a prompt; default: rollout.group_size.")] = None,
     shard: Annotated[str, typer.Option(metavar="I/N", help="Only the I-th of N equal shares of the rows.")] = "1/1",
+    engine: Engine = "local",
+    workers: Workers = None,
     resume: Resume = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
@@ -27,7 +40,7 @@ def sample(
     from elocute.recipe import load_recipe
 
     checked = load_recipe(recipe, overrides or [])
-    job = CandidateSampler(checked, data, out, n=n, shard=shard)
+    job = CandidateSampler(checked, data, out, n=n, shard=shard, workers=workers_of(engine, workers))
     if dry_run:
         return print_checked(checked, data, job.check(resume=resume), as_json)
     done = to_the_end(lambda progress: job.run(resume=resume, progress=progress), as_json)
@@ -40,6 +53,8 @@ def score(
     candidates: Annotated[Path, typer.Option(help="What `elocute sample` wrote, or data of its form (JSONL).")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The same lines with scores (JSONL).")],
     overrides: Overrides = None,
+    engine: Engine = "local",
+    workers: Workers = None,
     resume: Resume = False,
     retry: Annotated[
         bool, typer.Option("--retry-unavailable", help="Go on, then ask again for what was unavailable.")
@@ -54,8 +69,8 @@ def score(
     from elocute.pipelines.score import CandidateScorer
     from elocute.recipe import load_judges
 
-    checked = load_judges(recipe, overrides or [])
-    with CandidateScorer(checked, candidates, out) as job:
+    checked, hired = load_judges(recipe, overrides or []), workers_of(engine, workers)
+    with CandidateScorer(checked, candidates, out, workers=0 if dry_run else hired) as job:
         if dry_run:
             return print_checked(checked, candidates, job.check(resume=resume or retry), as_json)
         done = to_the_end(lambda progress: job.run(resume=resume, retry=retry, progress=progress), as_json)

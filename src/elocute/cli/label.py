@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from elocute.cli.options import AsJson, Resume, to_the_end
+from elocute.cli.options import AsJson, Engine, Resume, Workers, to_the_end, workers_of
 from elocute.errors import InputError
 
 ATTEMPTS = 4
@@ -35,6 +35,8 @@ def label(
     drop_unknown: Annotated[
         bool, typer.Option("--drop-unknown", help="Leave out given labels that the schema does not have; count them.")
     ] = False,
+    engine: Engine = "local",
+    workers: Workers = None,
     resume: Resume = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check rows, schema and options; write nothing.")] = False,
     as_json: AsJson = False,
@@ -65,6 +67,7 @@ def label(
         reader=reader,
         drop_unknown=drop_unknown,
         max_unavailable=max_unavailable,
+        workers=workers_of(engine, workers),
     )
     if dry_run:
         count = job.check(resume=resume)

@@ -5,17 +5,29 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from elocute.errors import RunError
+from elocute.errors import InputError, RunError
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="For example recipes/starter/wavalign.yaml")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="For example optim.lr=1e-4")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what is there.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe; check its files.")]
+
+Engine = Annotated[
+    Literal["local", "ray"], typer.Option(metavar="local|ray", help="ray: workers, here or on a cluster (RAY_ADDRESS).")
+]
+Workers = Annotated[int | None, typer.Option(min=1, help="For ray: processes that each hold the model or the judges.")]
+
+
+def workers_of(engine: str, workers: int | None) -> int:
+    """How many workers on Ray; 0: none."""
+    if (engine == "ray") != (workers is not None):
+        raise InputError("--engine ray needs --workers N, and --workers needs --engine ray")
+    return workers or 0
 
 
 def resume_command() -> str:

@@ -5,10 +5,10 @@ prompt id, sample), and WAVs are written before the line that names them: a fold
 what it would have held.
 """
 
+import itertools
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from elocute.data.files import is_unfinished
 from elocute.data.rows import check_rows, each_row
 from elocute.data.types import Example
 from elocute.errors import InputError, naming
-from elocute.models import SpeechLM, check_model, codec_folder, load_model
+from elocute.models import check_model, codec_folder, load_model
 from elocute.pipelines.candidates import Fields, Row, audio_name, moved, portions
+from elocute.pipelines.hire import Crew, hired
 from elocute.pipelines.journal import Journal
 from elocute.pipelines.tally import SampledTally
 from elocute.recipe import Recipe
@@ -36,11 +37,13 @@ Progress = Callable[[str, int, int, dict], None]
 class CandidateSampler:
     """Samples `n` answers (default: the recipe's group size) to each prompt in `data` into the folder `out`.
 
-    shard "I/N": only the I-th of N equal shares of the rows.
+    shard "I/N": only the I-th of N equal shares of the rows. workers: on Ray; 0: this process (hire.py).
     """
 
-    def __init__(self, recipe: Recipe, data: Path, out: Path, *, n: int | None = None, shard: str = "1/1"):
-        self.recipe, self.data, self.out, self.shard = recipe, data, out, shard
+    def __init__(
+        self, recipe: Recipe, data: Path, out: Path, *, n: int | None = None, shard: str = "1/1", workers: int = 0
+    ):
+        self.recipe, self.data, self.out, self.shard, self.workers = recipe, data, out, shard, workers
         self.n = n or recipe.rollout.group_size
 
     def check(self, *, resume: bool) -> int:
@@ -65,34 +68,39 @@ class CandidateSampler:
     def run(self, *, resume: bool = False, progress: Progress = lambda *_: None) -> dict[str, Any]:
         """Do the whole work, or what is left of it; returns the summary."""
         count = self.check(resume=resume)
-        lm, sampling, tally = self._load(), self._sampling(), SampledTally()
-        audio = EncodedAudio(lm.codec, self.recipe.data.cache)
+        with hired(Answerer, (self.recipe, self.data, self.out, self.n), self.workers) as crew:
+            return self._answer(crew, count, progress)
+
+    def _answer(self, crew: Crew, count: int, progress: Progress) -> dict[str, Any]:
+        batch, tally = self.recipe.rollout.prompts_per_step, SampledTally()
         if not self.going_on:  # every bad prompt is named before the first one is answered
-            read = _watched(self._rows(0), lambda done: progress("read prompts", done, count, {}))
-            check_rows(read, lambda row: self._encode(lm, audio, row))
-        batch = self.recipe.rollout.prompts_per_step
+            read = itertools.chain.from_iterable(crew("read", self._batches(0)))
+            check_rows(_watched(read, lambda done: progress("read prompts", done, count, {})), _refuse)
         with self.journal.writing(tally.add, whole=batch, end=count) as writer:
             (self.out / "audio").mkdir(exist_ok=True)
             _remove_unfinished(self.out)
             started, tokens, before = time.perf_counter(), 0, writer.lines
             progress("prompts", before, count, {})
-            for rows in portions(self._rows(before), lambda row: 1, batch, most=batch):
-                groups = self._answer(lm, audio, [example for _, example in rows], sampling)
-                lines = [self._line(lm, row, group) for row, group in zip(rows, groups, strict=True)]
+            for lines, sampled in crew("answer", self._batches(before)):
                 writer.append(lines)
                 for line in lines:
                     tally.add(line)
-                tokens += sum(len(rollout.tokens) for group in groups for rollout in group)
+                tokens += sampled
                 rate = tokens / (time.perf_counter() - started)
                 progress("prompts", writer.lines, count, {"tokens_per_s": rate})
             seconds = time.perf_counter() - started
+            _remove_unfinished(self.out)  # of workers that died
         return {"candidates": str(self.journal.path)} | tally.summary() | {
             "prompts_per_s": (count - before) / seconds,
             "tokens_per_s": tokens / seconds,
         }  # fmt: skip
 
+    def _batches(self, done: int) -> Iterator[list[Row]]:
+        batch = self.recipe.rollout.prompts_per_step
+        return portions(self._rows(done), lambda row: 1, batch, most=batch)
+
     def _rows(self, done: int) -> Iterator[Row]:
-        return islice(each_row(self.data, self.recipe.data.prompt_seconds), self.first + done, self.end)
+        return itertools.islice(each_row(self.data, self.recipe.data.prompt_seconds), self.first + done, self.end)
 
     def _origin(self) -> dict[str, Any]:
         recipe = self.recipe
@@ -110,42 +118,61 @@ class CandidateSampler:
             "shard": self.shard,
         }
 
-    def _load(self) -> SpeechLM:
-        lm = load_model(self.recipe.model, dtype=getattr(torch, self.recipe.dtype))
+
+class Answerer:
+    """What answers prompts: the recipe's model. Rows are of the file `data`; WAVs go into the folder `out`."""
+
+    def __init__(self, recipe: Recipe, data: Path, out: Path, n: int):
+        self.recipe, self.data, self.out, self.n = recipe, data, out, n
+        self.lm = load_model(recipe.model, dtype=getattr(torch, recipe.dtype))
         if torch.cuda.is_available():
-            lm.model.to("cuda")
-        return lm
+            self.lm.model.to("cuda")
+        self.audio = EncodedAudio(self.lm.codec, recipe.data.cache)
 
-    def _sampling(self) -> Sampling:
-        rollout = self.recipe.rollout
-        return Sampling(rollout.max_new_tokens, rollout.temperature, rollout.top_k, rollout.top_p)
+    def read(self, rows: Sequence[Row]) -> list[str | None]:
+        """Encode prompts, once for all: what is wrong with each, or None."""
+        return [self._problem(row) for row in rows]
 
-    def _encode(self, lm: SpeechLM, audio: EncodedAudio, row: Row) -> None:
+    def answer(self, rows: Sequence[Row]) -> tuple[list[Fields], int]:
+        """The rows' lines, and how many tokens were sampled for them. Their WAVs are written."""
+        groups = self._sample([example for _, example in rows])
+        lines = [self._line(row, group) for row, group in zip(rows, groups, strict=True)]
+        return lines, sum(len(rollout.tokens) for group in groups for rollout in group)
+
+    def _problem(self, row: Row) -> str | None:
+        try:
+            self._encode(row)
+        except InputError as error:
+            return str(error)
+
+    def _encode(self, row: Row) -> None:
         fields, example = row
-        theirs, ours = fields.get("units_codec") or lm.codec.digest, lm.codec.digest
+        theirs, ours = fields.get("units_codec") or self.lm.codec.digest, self.lm.codec.digest
         if theirs != ours:
             raise InputError(
                 f"{example.where}: units_codec: the row's units are of codec {theirs}, the model's is {ours}"
             )
-        prompt = lm.encode_prompt(example, audio)
-        check_room(lm, {example.where: len(prompt)}, self.recipe.rollout.max_new_tokens)
-        audio.forget()
+        prompt = self.lm.encode_prompt(example, self.audio)
+        check_room(self.lm, {example.where: len(prompt)}, self.recipe.rollout.max_new_tokens)
+        self.audio.forget()
 
-    def _answer(self, lm, audio: EncodedAudio, examples: Sequence[Example], sampling: Sampling) -> list[list[Rollout]]:
-        prompts = [lm.encode_prompt(example, audio) for example in examples]
-        audio.forget()
+    def _sample(self, examples: Sequence[Example]) -> list[list[Rollout]]:
+        prompts = [self.lm.encode_prompt(example, self.audio) for example in examples]
+        self.audio.forget()
         seeds = [[seed_of(self.recipe.seed, "sample", e.id, number) for number in range(self.n)] for e in examples]
-        return sample_groups(lm, prompts, seeds, sampling)
+        rollout = self.recipe.rollout
+        sampling = Sampling(rollout.max_new_tokens, rollout.temperature, rollout.top_k, rollout.top_p)
+        return sample_groups(self.lm, prompts, seeds, sampling)
 
-    def _line(self, lm: SpeechLM, row: Row, group: Sequence[Rollout]) -> Fields:
+    def _line(self, row: Row, group: Sequence[Rollout]) -> Fields:
         fields, example = row
         with naming(f"{example.where}: its answers"):
-            output = {str(k): self._candidate(lm, example, k, rollout) for k, rollout in enumerate(group)}
-        named = {"id": example.id, "units_codec": lm.codec.digest, "output": output}
+            output = {str(k): self._candidate(example, k, rollout) for k, rollout in enumerate(group)}
+        named = {"id": example.id, "units_codec": self.lm.codec.digest, "output": output}
         return moved(fields, self.data.parent, self.out) | named
 
-    def _candidate(self, lm: SpeechLM, example: Example, number: int, rollout: Rollout) -> Fields:
-        utterance = lm.answer(example, rollout.tokens.ids).utterance
+    def _candidate(self, example: Example, number: int, rollout: Rollout) -> Fields:
+        utterance = self.lm.answer(example, rollout.tokens.ids).utterance
         broken, audio = utterance.broken, None
         if not np.isfinite(utterance.waveform).all():
             broken = broken or "the audio has values that are not finite"
@@ -155,7 +182,7 @@ class CandidateSampler:
         return {
             "output-text": utterance.text,
             "output-audio": audio,
-            "output-units": lm.layout.read(rollout.tokens.ids).units,
+            "output-units": self.lm.layout.read(rollout.tokens.ids).units,
             "output-tokens": rollout.tokens.ids.tolist(),
             "seed": rollout.seed,
             "broken": broken,
@@ -173,10 +200,15 @@ def _share(shard: str, rows: int) -> tuple[int, int]:
     return rows * (index - 1) // of, rows * index // of
 
 
-def _watched(rows: Iterator[Row], seen: Callable[[int], None]) -> Iterator[Row]:
-    for done, row in enumerate(rows, start=1):
-        yield row
+def _watched(problems: Iterator[str | None], seen: Callable[[int], None]) -> Iterator[str | None]:
+    for done, problem in enumerate(problems, start=1):
+        yield problem
         seen(done)
+
+
+def _refuse(problem: str | None) -> None:
+    if problem:
+        raise InputError(problem)
 
 
 def _foreign(folder: Path, candidates: Path) -> str | None:

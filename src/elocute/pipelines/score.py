@@ -4,6 +4,7 @@ Outcomes keep their kind: what was not judged has no number. An unavailable judg
 judged is then kept as it is, and the prompt's answers are combined anew.
 """
 
+import contextlib
 import itertools
 import os
 import time
@@ -28,6 +29,7 @@ from elocute.pipelines.candidates import (
     portions,
     utterance_of,
 )
+from elocute.pipelines.hire import hired
 from elocute.pipelines.journal import Journal, Writer
 from elocute.pipelines.tally import ScoredTally
 from elocute.recipe import Judges, Recipe
@@ -46,34 +48,36 @@ RUBRICS = {"semantic": "semantic_score", "acoustic": "paralinguistic_score"}
 
 CHECKED_TOGETHER = 1000
 
+Portion = tuple[Sequence[Row], Path, Path]
+"""Rows, the folder that they stand in, the folder that their lines are for."""
+
 
 class CandidateScorer:
-    """Scores the candidates in the file `candidates` into the file `out`; a context, for rewards may hold processes."""
+    """Scores the candidates in the file `candidates` into the file `out`; a context, for rewards may hold processes.
 
-    def __init__(self, recipe: Recipe | Judges, candidates: Path, out: Path):
+    workers: on Ray; 0: this process (hire.py).
+    """
+
+    def __init__(self, recipe: Recipe | Judges, candidates: Path, out: Path, *, workers: int = 0):
         if not recipe.rewards:
             raise InputError("rewards: expected at least one to score with")
         if os.path.realpath(candidates) == os.path.realpath(out):
             raise InputError(f"-o {out}: expected another file than --candidates")
         self.recipe, self.candidates, self.out = recipe, candidates, out
-        self.mixer = build_mixer(recipe.rewards, recipe.reward_mix, recipe.listen)
         slots = max(getattr(reward, "concurrency", 1) for reward in recipe.rewards)
         self.budget = max(recipe.rollout.prompts_per_step * recipe.rollout.group_size, ROUNDS * slots)
+        self._open = contextlib.ExitStack()
+        self._crew = self._open.enter_context(hired(Jury, (recipe,), workers))
 
     def __enter__(self) -> "CandidateScorer":
         return self
 
     def __exit__(self, *_) -> None:
-        self.mixer.close()
+        self._open.close()
 
     def check(self, *, resume: bool) -> int:
         """The number of prompts. InputError for bad lines, what a reward cannot judge, and an `out` not free."""
-        count = 0
-        rows = self._rows(self.candidates)
-        while some := list(itertools.islice(rows, CHECKED_TOGETHER)):
-            check_rows(some, check_candidates)
-            self.mixer.check([example for _, example in some])
-            count += len(some)
+        count = sum(self._crew("check", _some(self._rows(self.candidates))))
         self.journal = Journal(self.out, self._origin())
         self.journal.check(resume=resume)
         return count
@@ -101,21 +105,83 @@ class CandidateScorer:
 
     def _score(self, stage: str, source: Path, journal: Journal, watch: "_Watch") -> ScoredTally:
         """Judge what is to be judged of `source`, keep the rest as it is, and write all in order."""
-        cost, tally = _unavailable if stage == "retry" else _answers, ScoredTally()
+        tally = ScoredTally()
         with journal.writing(tally.add) as writer:
             watch(stage, writer.lines, 0, tally)
-            for rows in portions(itertools.islice(self._rows(source), writer.lines, None), cost, self.budget):
-                asked = [row for row in rows if cost(row)]
-                judged = iter(self._judge(asked, writer, again=stage == "retry"))
-                lines = [next(judged) if cost(row) else row[0] for row in rows]
-                lines = [moved(line, source.parent, self.out.parent) for line in lines]
+            for lines, judged in self._judged(stage, source, writer):
                 writer.append(lines)
                 for line in lines:
                     tally.add(line)
-                watch(stage, writer.lines, sum(map(cost, asked)), tally)
+                watch(stage, writer.lines, judged, tally)
         return tally
 
-    def _judge(self, rows: Sequence[Row], writer: Writer, *, again: bool) -> list[Fields]:
+    def _judged(self, stage: str, source: Path, writer: Writer) -> Iterator[tuple[list[Fields], int]]:
+        rows = itertools.islice(self._rows(source), writer.lines, None)
+        folders = source.parent, self.out.parent
+        some = ((part, *folders) for part in portions(rows, COSTS[stage], self.budget))
+        try:
+            yield from self._crew(stage, some)
+        except RunError as error:
+            raise RunError(f"{error}; {writer.lines} prompts are in {self.out}, --resume goes on") from None
+
+    def _rows(self, path: Path) -> Iterator[Row]:
+        for fields, example in each_row(path, self.recipe.data.prompt_seconds):
+            columns = {name: value for name, value in example.columns.items() if name != "output"}
+            yield fields, replace(example, columns=columns)  # a reward sees one answer, not the others
+
+    def _origin(self) -> dict[str, Any]:
+        recipe = self.recipe
+        [judges] = self._crew("judges", [()])
+        return {
+            "made_by": "elocute score",
+            "candidates": digest_file(self.candidates),
+            "rewards": [without_means(reward.model_dump(mode="json")) for reward in recipe.rewards],
+            "judges": judges,
+            "reward_mix": recipe.reward_mix.model_dump(mode="json", exclude={"max_unavailable"}),
+            "listen": recipe.listen and without_means(recipe.listen.model_dump(mode="json")),
+            "prompt_seconds": recipe.data.prompt_seconds,
+        }
+
+
+class Jury:
+    """What judges candidates: the recipe's rewards."""
+
+    def __init__(self, recipe: Recipe | Judges):
+        self.recipe = recipe
+        self.mixer = build_mixer(recipe.rewards, recipe.reward_mix, recipe.listen)
+
+    def close(self) -> None:
+        self.mixer.close()
+
+    def judges(self, _) -> dict[str, str]:
+        """The models behind endpoints, by the rewards' names."""
+        parts = self.mixer.parts
+        return {
+            name: part.reward.endpoint.entry.model for name, part in parts.items() if hasattr(part.reward, "endpoint")
+        }
+
+    def check(self, rows: Sequence[Row]) -> int:
+        """How many they are. InputError for bad ones and for what a reward cannot judge."""
+        check_rows(rows, check_candidates)
+        self.mixer.check([example for _, example in rows])
+        return len(rows)
+
+    def score(self, given: Portion) -> tuple[list[Fields], int]:
+        """Lines with scores, and how many candidates were judged. RunError for a dead judge."""
+        return self._lines(given, _answers, again=False)
+
+    def retry(self, given: Portion) -> tuple[list[Fields], int]:
+        """The same for scored lines; what was judged before stays as it is."""
+        return self._lines(given, _unavailable, again=True)
+
+    def _lines(self, given: Portion, cost: Callable[[Row], int], *, again: bool) -> tuple[list[Fields], int]:
+        rows, source, target = given
+        asked = [row for row in rows if cost(row)]
+        judged = iter(self._judge(asked, again=again))
+        lines = [next(judged) if cost(row) else row[0] for row in rows]
+        return [moved(line, source, target) for line in lines], sum(map(cost, asked))
+
+    def _judge(self, rows: Sequence[Row], *, again: bool) -> list[Fields]:
         """The rows, whose candidates have their scores; again: keep what their candidates have of them already."""
         items = [(row, key, candidate) for row in rows for key, candidate in row[0]["output"].items()]
         answers = [Answer(row[1], utterance_of(row[1], key, candidate)) for row, key, candidate in items]
@@ -124,10 +190,7 @@ class CandidateScorer:
         outcomes = {name: self._outcomes(name, answers, known) for name in self.mixer.parts}
         judged = self.mixer.combine(outcomes, [row[1].id for row, _, _ in items])
         if not again:
-            try:
-                self.mixer.check_alive(judged, judged.silent)
-            except RunError as error:
-                raise RunError(f"{error}; {writer.lines} prompts are in {self.out}, --resume goes on") from None
+            self.mixer.check_alive(judged, judged.silent)
         results = (self._result(judged, i, answers[i], candidate) for i, (_, _, candidate) in enumerate(items))
         heard = {answer.example.id: answer.example.question_text for answer in answers if self.mixer.transcriber}
         lines = []
@@ -159,23 +222,6 @@ class CandidateScorer:
             **({"gemini_score": published} if published else {}),  # last: what is tried again may get it then
         }
 
-    def _rows(self, path: Path) -> Iterator[Row]:
-        for fields, example in each_row(path, self.recipe.data.prompt_seconds):
-            columns = {name: value for name, value in example.columns.items() if name != "output"}
-            yield fields, replace(example, columns=columns)  # a reward sees one answer, not the others
-
-    def _origin(self) -> dict[str, Any]:
-        recipe, parts = self.recipe, self.mixer.parts
-        return {
-            "made_by": "elocute score",
-            "candidates": digest_file(self.candidates),
-            "rewards": [without_means(reward.model_dump(mode="json")) for reward in recipe.rewards],
-            "judges": {n: p.reward.endpoint.entry.model for n, p in parts.items() if hasattr(p.reward, "endpoint")},
-            "reward_mix": recipe.reward_mix.model_dump(mode="json", exclude={"max_unavailable"}),
-            "listen": recipe.listen and without_means(recipe.listen.model_dump(mode="json")),
-            "prompt_seconds": recipe.data.prompt_seconds,
-        }
-
 
 class _Watch:
     """Tells how far the work is; `rate`: answers judged a second."""
@@ -199,6 +245,15 @@ def _unavailable(row: Row) -> int:
     """How many candidates lack a judgement that may come yet."""
     own = (candidate["outcomes"].values() for candidate in row[0]["output"].values())
     return sum(any(outcome["kind"] == "unavailable" for outcome in outcomes) for outcomes in own)
+
+
+COSTS = {"score": _answers, "retry": _unavailable}
+"""How many judgements a stage asks for in a row."""
+
+
+def _some(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    while some := list(itertools.islice(rows, CHECKED_TOGETHER)):
+        yield some
 
 
 def _outcomes(candidate: Fields) -> dict[str, Outcome]:

@@ -30,6 +30,10 @@ class Credentials:
     model: str
     key: str = field(repr=False)
 
+    def __reduce__(self):
+        """A copy for another process takes the key from the environment there: it does not travel."""
+        return credentials, (self.model,)
+
 
 def credentials(
     model: str | None = None, environment: Mapping[str, str] = os.environ, who: str = "the judge"

@@ -21,18 +21,16 @@ from elocute.data.files import write_atomically
 from elocute.data.rows import check_rows
 from elocute.errors import InputError, RunError
 from elocute.pipelines.candidates import moved
+from elocute.pipelines.hire import hired
 from elocute.pipelines.journal import Journal
+from elocute.pipelines.label.decide import Decider, Line, by_measure
 from elocute.pipelines.label.rows import LabelRow, label_rows
-from elocute.pipelines.label.sources import Reader, by_rule, measured
+from elocute.pipelines.label.sources import Reader
 from elocute.pipelines.label.summary import LabelTally, Summary, summary_path
 from elocute.prosody.schema import Schema
-from elocute.rewards.outcome import Unavailable
 
 Progress = Callable[[str, int, int, dict], None]
 """Called with (stage, done, of, values)."""
-
-Line = dict[str, Any]
-"""Of the journal: {"row", "labels", "by"} (and "measured"), or {"row", "unavailable": why}."""
 
 ROUNDS = 4
 """Rows labelled together for each request in flight: few slots idle at the end, little to lose when it is stopped."""
@@ -51,7 +49,7 @@ class Labeller:
     sources: of "rule", "audio" and "llm" those that decide what is open, in this order; "rlaif-spa" for input in
     RLAIF-SPA's form (published.py). reader: who is asked with "llm". drop_unknown: given labels that the schema does
     not have are left out and counted, instead of an error. max_unavailable: a portion in which the reader fails for a
-    larger share of the rows it is asked about stops the run.
+    larger share of the rows it is asked about stops the run. workers: on Ray; 0: this process (hire.py).
     """
 
     def __init__(
@@ -64,6 +62,7 @@ class Labeller:
         reader: Reader | None = None,
         drop_unknown: bool = False,
         max_unavailable: float = 0.5,
+        workers: int = 0,
     ):
         if unknown := [source for source in sources if source not in SOURCES]:
             raise InputError(f"--from {unknown[0]}: expected {', '.join(SOURCES)}")
@@ -71,6 +70,7 @@ class Labeller:
             raise InputError(f"--output {output}: expected another file than --input")
         self.input, self.output, self.schema, self.sources = input, output, schema, sources
         self.reader, self.drop_unknown, self.max_unavailable = reader, drop_unknown, max_unavailable
+        self.workers = workers
         self.summary_file = summary_path(output)
 
     def check(self, *, resume: bool) -> int:
@@ -94,12 +94,12 @@ class Labeller:
         def take(line: Line) -> None:
             lines[line["row"]] = line
 
-        with self.journal.writing(take) as writer:
+        crew = hired(Decider, (self.schema, self.sources, self.reader), self.workers)
+        with self.journal.writing(take) as writer, crew as crew:
             waiting = [i for i in range(count) if "labels" not in lines.get(i, {})]
             done, failed = count - len(waiting), 0
             progress("rows", done, count, {})
-            for portion in self._portions(waiting):
-                made, asked = self._label(portion)
+            for made, asked in crew("decide", self._portions(waiting)):
                 writer.append(made)
                 for line in made:
                     take(line)
@@ -168,46 +168,6 @@ class Labeller:
         while portion := list(itertools.islice(rows, size)):
             yield portion
 
-    def _label(self, portion: Sequence[tuple[int, LabelRow]]) -> tuple[list[Line], int]:
-        """What the sources decide of some rows, a line each; for how many of them the reader was asked."""
-        lines = []
-        values = iter(self._measure([row for _, row in portion]))
-        for number, row in portion:
-            line: Line = {"row": number, "labels": dict(row.labels), "by": {}}
-            if "rule" in self.sources:
-                self._by_rule(row, line)
-            if "audio" in self.sources:
-                line["measured"] = next(values)
-            lines.append(line)
-        return lines, self._ask([row for _, row in portion], lines) if self.reader else 0
-
-    def _measure(self, rows: Sequence[LabelRow]) -> list[dict[str, float | None]]:
-        found: list[dict[str, float | None]] = []
-        if "audio" in self.sources:
-            check_rows(rows, lambda row: found.append(measured(row)))
-        return found
-
-    def _by_rule(self, row: LabelRow, line: Line) -> None:
-        for name, dimension in self.schema.dimensions.items():
-            if name not in line["labels"] and (label := by_rule(row.text, dimension)):
-                line["labels"][name], line["by"][name] = label, "rule"
-
-    def _ask(self, rows: Sequence[LabelRow], lines: list[Line]) -> int:
-        """Ask the reader for what is still open; a line for which it has no answer says why instead. How many."""
-        asked = []
-        for i, line in enumerate(lines):
-            taken = line["labels"].keys() | self._decided_by_measure(line).keys()
-            if still_open := [name for name in self.schema.dimensions if name not in taken]:
-                asked.append((i, self.schema.only(still_open)))
-        found = self.reader([(rows[i].text, schema) for i, schema in asked])
-        for (i, _), labels in zip(asked, found, strict=True):
-            if isinstance(labels, Unavailable):
-                lines[i] = {"row": lines[i]["row"], "unavailable": labels.reason}
-            else:
-                lines[i]["labels"] |= labels
-                lines[i]["by"] |= dict.fromkeys(labels, "llm")
-        return len(asked)
-
     def _check_alive(self, reasons: Counter[str], asked: int) -> None:
         """RunError for a dead reader."""
         if reasons.total() > self.max_unavailable * asked:
@@ -217,17 +177,11 @@ class Labeller:
                 f"{self.journal.path}, --resume goes on"
             )
 
-    def _decided_by_measure(self, line: Line) -> dict[str, float]:
-        """Dimensions that the measured values decide, with the value."""
-        values = line.get("measured", {})
-        found = {name: values.get(one.measure) for name, one in self.schema.dimensions.items() if one.measure}
-        return {n: value for n, value in found.items() if value is not None and n not in line["labels"]}
-
     def _bounds(self, lines: Sequence[Line]) -> dict[str, list[float]]:
         """Of each measured dimension: the schema's bounds, or those that give each label an equal share of the rows."""
         values: dict[str, list[float]] = {}
         for line in lines:
-            for name, value in self._decided_by_measure(line).items():
+            for name, value in by_measure(self.schema, line).items():
                 values.setdefault(name, []).append(value)
         bounds = {}
         for name, own in values.items():
@@ -264,7 +218,7 @@ class Labeller:
 
     def _labels(self, line: Line, bounds: dict[str, list[float]]) -> tuple[dict[str, str], dict[str, str]]:
         """A row's labels in the schema's order, and who decided each."""
-        values = self._decided_by_measure(line)
+        values = by_measure(self.schema, line)
         heard = {name: self.schema.dimensions[name].label_of(v, bounds[name]) for name, v in values.items()}
         labels, by = line["labels"] | heard, line["by"] | dict.fromkeys(heard, "audio")
         return {name: labels[name] for name in self.schema.dimensions if name in labels}, by
