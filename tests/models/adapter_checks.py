@@ -23,7 +23,7 @@ from elocute.data.rows import each_row, read_rows
 from elocute.errors import InputError
 from elocute.models import check_model, load_model
 from elocute.models.batch import Batch, make_batch, pad_tokens
-from elocute.pipelines.sample import CandidateSampler
+from elocute.pipelines.sample import Answerer
 from elocute.recipe import load_recipe
 from elocute.rollout import Sampling, sample_groups
 from elocute.training.policy import Policy
@@ -215,10 +215,10 @@ def said(lm, ids) -> SimpleNamespace:
 
 def comes_back(lm, rows: Path, rollouts, tmp_path: Path) -> int:
     """How many of the answers to the first row are whole, and learnt cell by cell once `sample` has written them."""
-    recipe = load_recipe("recipes/starter/wavalign.yaml", [f"model={tmp_path}"])
     (tmp_path / "audio").mkdir(exist_ok=True)
-    asked = next(each_row(rows))
-    line = CandidateSampler(recipe, rows, tmp_path)._line(lm, asked, rollouts)
+    answerer = Answerer.__new__(Answerer)  # its model is here already
+    answerer.lm, answerer.data, answerer.out = lm, rows, tmp_path
+    line = answerer._line(next(each_row(rows)), rollouts)
     output, audio, found = line.pop("output"), EncodedAudio(lm.codec), 0
     for candidate, rollout in zip(output.values(), rollouts, strict=True):
         if candidate["broken"]:
