@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks.rlaif_spa import judges
-from benchmarks.rlaif_spa.__main__ import GROUP, RECIPE, VARIANTS
+from benchmarks.rlaif_spa.__main__ import RECIPE, VARIANTS
 from benchmarks.rlaif_spa.results import VARIANTS as NAMED
 from benchmarks.rlaif_spa.results import markdown
 from elocute.recipe import load_recipe
@@ -51,7 +51,8 @@ def test_every_variant_is_a_recipe(variant):
     changed = ["model=starter/model", "data.eval=null", "steps=3", "seed=2", "run_dir=runs/x"]  # any folder will do
     recipe = load_recipe(RECIPE, [*VARIANTS[variant], *changed])
     assert recipe.rewards[-1].kind == "guard"
-    assert ("group" in recipe.reward_mix.scale) == (GROUP in VARIANTS[variant])
+    assert (recipe.reward_mix.scale == "raw") == (variant == "paper")
+    assert (recipe.objective.policy_gradient.blame is None) == (variant != "gated_unit_credit")
 
 
 def test_the_table_has_a_line_a_variant():
