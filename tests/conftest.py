@@ -18,6 +18,14 @@ settings.register_profile("search", deadline=None)  # others each time: pytest -
 settings.load_profile("elocute")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory):
+    """What tests keep for other runs is thrown away with them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ELOCUTE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_lm() -> InterleavedLM:
     torch.manual_seed(0)

@@ -6,7 +6,7 @@ import pytest
 from sounds import CountingCodec, tone
 
 from elocute.data.audio import load_audio
-from elocute.data.cache import EncodedAudio, default_folder
+from elocute.data.cache import EncodedAudio
 from elocute.data.types import AudioRef
 from elocute.data.units import write_units
 from elocute.errors import InputError
@@ -118,14 +118,6 @@ def test_processes_may_share_the_folder(sound, tmp_path):
         worker.join()
     assert answers == [[CountingCodec().encode(*load_audio(path)).tolist() for path in paths]] * 4
     assert len(entries(tmp_path / "cache")) == 20
-
-
-def test_where_the_cache_lies(monkeypatch, tmp_path):
-    monkeypatch.setenv("ELOCUTE_CACHE", str(tmp_path))
-    assert default_folder() == tmp_path / "units"
-    monkeypatch.delenv("ELOCUTE_CACHE")
-    monkeypatch.setenv("HOME", "/home/someone")
-    assert str(default_folder()) == "/home/someone/.cache/elocute/units"
 
 
 def test_the_first_seconds_are_cut_off_before_they_are_encoded(sound, tmp_path):

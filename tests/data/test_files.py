@@ -6,8 +6,16 @@ import shutil
 
 import pytest
 
-from elocute.data.files import link_folder, read_json
+from elocute.data.files import cache_folder, link_folder, read_json
 from elocute.errors import InputError
+
+
+def test_where_the_cache_lies(monkeypatch, tmp_path):
+    monkeypatch.setenv("ELOCUTE_CACHE", str(tmp_path))
+    assert cache_folder("units") == tmp_path / "units"
+    monkeypatch.delenv("ELOCUTE_CACHE")
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert str(cache_folder("units")) == "/home/someone/.cache/elocute/units"
 
 
 def test_the_object_in_a_file(tmp_path):

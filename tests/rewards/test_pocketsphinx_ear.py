@@ -140,6 +140,38 @@ def test_workers_end_with_their_parent(tmp_path, how):
         assert errors == ""
 
 
+@pytest.mark.parametrize("how", [signal.SIGKILL, None])
+def test_no_process_leaves_files_of_its_own_behind(tmp_path, how):
+    """However it ends: the words' model is kept once, whoever listens, where it is found again."""
+    script = "import os\nfrom elocute.rewards.asr import PocketSphinxEar\near = PocketSphinxEar(['cold'])\n"
+    script += f"os.kill(os.getpid(), {int(how)})\n" if how else ""
+    (tmp_path / "tmp").mkdir()
+    environment = os.environ | {"TMPDIR": str(tmp_path / "tmp"), "ELOCUTE_CACHE": str(tmp_path / "cache")}
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+        assert done.returncode == (-how if how else 0), done.stderr
+    assert list((tmp_path / "tmp").iterdir()) == []
+    kept = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert sorted(path.name for path in kept) == ["model.arpa", "words.dict"]
+
+
+def test_other_words_do_not_share_a_model(tmp_path, monkeypatch, spoken):
+    """An ear goes on hearing its own words when another one is made."""
+    monkeypatch.setenv("ELOCUTE_CACHE", str(tmp_path))
+    pairs, rate = spoken
+    text, waveform = pairs[0]
+    ear, other = PocketSphinxEar([text]), PocketSphinxEar(["yellow zebra"])
+    assert ear.transcribe([waveform], rate) == [normalise(text)] != other.transcribe([waveform], rate)
+    assert len(list((tmp_path / "ears").iterdir())) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_said(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ELOCUTE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(RunError, match=r"cannot be written .*; ELOCUTE_CACHE may name another folder$"):
+        PocketSphinxEar(["cold"])
+
+
 def _alive(pid: int) -> bool:
     """A process that ended but was not yet reaped by its new parent counts as ended."""
     try:

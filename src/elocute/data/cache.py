@@ -8,7 +8,6 @@ noticed and made again. Entries appear whole (see files.py): any number of proce
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +16,7 @@ import numpy as np
 
 from elocute.data.audio import load_audio
 from elocute.data.digest import digest_file
+from elocute.data.files import cache_folder
 from elocute.data.types import AudioRef
 from elocute.data.units import UnitStore, write_units
 from elocute.errors import InputError
@@ -43,18 +43,12 @@ class Counts:
     hits: int = 0
 
 
-def default_folder() -> Path:
-    """`$ELOCUTE_CACHE/units`, or `~/.cache/elocute/units` when the variable is not set."""
-    root = os.environ.get("ELOCUTE_CACHE")
-    return (Path(root) if root else Path.home() / ".cache" / "elocute") / "units"
-
-
 class EncodedAudio:
     """Audio references → units of one codec."""
 
     def __init__(self, codec: Codec, folder: str | Path | None = None):
         self.codec = codec
-        self.folder = Path(folder) if folder is not None else default_folder()
+        self.folder = Path(folder) if folder is not None else cache_folder("units")
         self.counts = Counts()
         self._memory: dict[tuple[_Version, float | None], np.ndarray] = {}
         self._stores: dict[Path, UnitStore] = {}

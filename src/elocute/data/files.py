@@ -32,6 +32,13 @@ def write_atomically(path: str | Path, content: bytes) -> None:
         raise RunError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
+def cache_folder(name: str) -> Path:
+    """Where what every run may use again is kept: `$ELOCUTE_CACHE/name`, or `~/.cache/elocute/name` without the
+    variable."""
+    root = os.environ.get("ELOCUTE_CACHE")
+    return (Path(root) if root else Path.home() / ".cache" / "elocute") / name
+
+
 def files_below(folder: Path) -> list[Path]:
     """All files of a folder and its folders but what is hidden (a repository's own book-keeping)."""
     found = (path for path in sorted(folder.rglob("*")) if path.is_file())

@@ -10,13 +10,12 @@ decoder starts afresh for each (its Gaussian selection would carry over otherwis
 That costs 6 ms an utterance with a vocabulary and 260 ms without.
 """
 
+import hashlib
 import math
 import multiprocessing
 import os
 import re
-import shutil
 import signal
-import tempfile
 import threading
 import weakref
 from collections import Counter, defaultdict
@@ -27,12 +26,12 @@ from contextlib import contextmanager
 from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from elocute.data.audio import resample
+from elocute.data.files import cache_folder, write_atomically
 from elocute.data.normalise import normalise
 from elocute.errors import InputError, RunError
 from elocute.rewards.words import Word
@@ -48,7 +47,8 @@ class PocketSphinxEar:
 
     workers: processes that listen side by side; 1 listens in this process. They start at the first use, by "spawn"
     (safe beside torch's threads), and end with `close()`, with this object, or with this process however it ends.
-    Raises InputError naming the words that the bundled dictionary lacks.
+    Raises InputError naming the words that the bundled dictionary lacks, RunError when what is made of the words cannot
+    be kept in `$ELOCUTE_CACHE/ears`.
     """
 
     def __init__(self, words: Iterable[str] | None = None, workers: int = 1):
@@ -88,10 +88,16 @@ class PocketSphinxEar:
         if not sentences:
             raise InputError("words: expected at least one word or sentence, found none")
         dictionary = small_dictionary(sentences)
-        folder = Path(tempfile.mkdtemp(prefix="elocute-ear-"))
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        (folder / "words.dict").write_text(dictionary)
-        (folder / "model.arpa").write_text(bigram_arpa(sentences))
+        texts = {"words.dict": dictionary, "model.arpa": bigram_arpa(sentences)}
+        # The decoder reads them again for each utterance. Kept by what they say, they are never in anybody's way and
+        # few, and a process that is killed leaves nothing else behind.
+        folder = cache_folder("ears") / hashlib.sha256("\n".join(texts.values()).encode()).hexdigest()
+        try:
+            for name, text in texts.items():
+                if not (folder / name).exists():
+                    write_atomically(folder / name, text.encode())
+        except RunError as error:
+            raise RunError(f"{error}; ELOCUTE_CACHE may name another folder") from None
         return {"dict": str(folder / "words.dict"), "lm": str(folder / "model.arpa")}
 
     def close(self) -> None:

@@ -7,7 +7,6 @@ and loss may differ between runs that share an entry. Entries appear whole; a da
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from elocute.data.digest import digest_folder
-from elocute.data.files import write_atomically
+from elocute.data.files import cache_folder, write_atomically
 from elocute.models.batch import tensors_of
 from elocute.recipe import Recipe
 from elocute.training.pairs import Pair
@@ -36,7 +35,9 @@ def cached_sums(
 
     progress: called with this rank's pairs done so far.
     """
-    path = (recipe.objective.reference_cache or default_folder()) / f"{entry_name(recipe, policy, pairs)}.safetensors"
+    path = (
+        recipe.objective.reference_cache or cache_folder("reference")
+    ) / f"{entry_name(recipe, policy, pairs)}.safetensors"
     found = _read(path, len(pairs))
     missing = torch.tensor(int(found is None), device=accelerator.device)
     if not int(accelerator.reduce(missing, "sum")):
@@ -56,12 +57,6 @@ def cached_sums(
     if accelerator.is_main_process:
         write_atomically(path, save({"logp": sums}))
     return sums
-
-
-def default_folder() -> Path:
-    """`$ELOCUTE_CACHE/reference`, or `~/.cache/elocute/reference` when the variable is not set."""
-    root = os.environ.get("ELOCUTE_CACHE")
-    return (Path(root) if root else Path.home() / ".cache" / "elocute") / "reference"
 
 
 def entry_name(recipe: Recipe, policy: Policy, pairs: Sequence[Pair]) -> str:
