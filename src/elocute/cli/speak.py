@@ -37,6 +37,10 @@ def speak(
     from elocute.models import load_speaker, load_template
     from elocute.rollout.speak import speak as synthesise
 
+    if str(model).startswith("-"):
+        raise InputError(f"speak: {model}: MODEL comes first, its labels behind it")
+    if out.is_dir():
+        raise InputError(f"speak: -o {out}: expected a file, found a folder")
     template = load_template(model)
     labels = read_labels(context.args, list(template.schema.dimensions))
     template.encode(text, labels)  # what is wrong with them is said before the weights are read
@@ -45,7 +49,8 @@ def speak(
     )
     utterance = spoken.utterance
     if utterance.broken:
-        raise RunError(f"the speech is broken ({utterance.broken}); another --seed may do better")
+        other = "another --seed" + (" or a higher --max-new-tokens" if max_new_tokens else "")
+        raise RunError(f"the speech is broken ({utterance.broken}); {other} may do better")
     save_wav(out, utterance.waveform, utterance.sample_rate)
     found = {"audio": str(out), "seconds": utterance.seconds, "units": len(spoken.units), "labels": labels}
     if utterance.text:  # of a model that writes what it then speaks
@@ -59,7 +64,8 @@ def speak(
 
 
 def read_labels(words: Sequence[str], dimensions: Sequence[str]) -> dict[str, str]:
-    """`--emotion Happy --speed=Slow` → labels by dimension. InputError for any other option."""
+    """`--emotion Happy --speed=Slow` → labels by dimension. InputError for any other option, and for one that comes
+    twice."""
     labels: dict[str, str] = {}
     left = iter(words)
     for word in left:
@@ -67,7 +73,9 @@ def read_labels(words: Sequence[str], dimensions: Sequence[str]) -> dict[str, st
         if option.removeprefix("--") not in dimensions or not option.startswith("--"):
             raise InputError(f"speak: no such option: {word}; this model's labels: --{', --'.join(dimensions)}")
         label = label if equals else next(left, "")
-        if not label:
+        if not label or label.startswith("--"):
             raise InputError(f"speak: {option}: expected a label")
+        if option.removeprefix("--") in labels:
+            raise InputError(f"speak: {option}: expected once")
         labels[option.removeprefix("--")] = label
     return labels

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from elocute.data.types import Utterance
+from elocute.errors import InputError
 from elocute.models import SpeechLM
 from elocute.rollout.sampler import Sampling, sample_groups
 from elocute.rollout.seeds import seed_of
@@ -41,7 +42,7 @@ def speak(
     spoken = []
     for start in range(0, len(asked), batch):
         piece = asked[start : start + batch]
-        prompts = [lm.template.encode(text, labels) for text, labels in piece]
+        prompts = [_prompt(lm, text, labels) for text, labels in piece]
         seeds = [[seed_of(seed, "speak", text, *sorted(f"{k}={v}" for k, v in of.items()))] for text, of in piece]
         if names:
             seeds = [[seed_of(own, name)] for [own], name in zip(seeds, names[start : start + batch], strict=True)]
@@ -50,6 +51,16 @@ def speak(
             ids = rollout.tokens.ids
             spoken.append(Spoken(text, dict(labels), lm.decode(ids), lm.layout.read(ids).units))
     return spoken
+
+
+def _prompt(lm: SpeechLM, text: str, labels: Mapping[str, str]):
+    prompt = lm.template.encode(text, labels)
+    if lm.context is not None and len(prompt) >= lm.context:
+        raise InputError(
+            f"text: too long: its prompt has {len(prompt)} tokens, the model's context holds {lm.context}: "
+            f"{text[:40]!r} …"
+        )
+    return prompt
 
 
 def room(lm: SpeechLM, longest_prompt: int) -> int:

@@ -35,9 +35,8 @@ def cached_sums(
 
     progress: called with this rank's pairs done so far.
     """
-    path = (
-        recipe.objective.reference_cache or cache_folder("reference")
-    ) / f"{entry_name(recipe, policy, pairs)}.safetensors"
+    folder = recipe.objective.reference_cache or cache_folder("reference")
+    path = folder / f"{entry_name(recipe, policy, pairs)}.safetensors"
     found = _read(path, len(pairs))
     missing = torch.tensor(int(found is None), device=accelerator.device)
     if not int(accelerator.reduce(missing, "sum")):
