@@ -116,7 +116,7 @@ def test_listeners_that_cannot_hear_the_rows_are_named(files):
     with pytest.raises(InputError, match=r"^evaluation.labels.1: emotion is heard by evaluation.labels.0 too; choose"):
         check(files, labels=[emotion, emotion])
     with pytest.raises(InputError, match=r"^evaluation.labels.0: no row has a label in speed$"):
-        check(files, rows=[asking("one", emotion="Happy")], labels=[prosody])
+        check(files, rows=[asking("one", emotion="Happy", speed=None)], labels=[prosody])
     with pytest.raises(InputError, match=r"bad.jsonl:1: labels.emotion: expected one of .*, got 'Very Sad'"):
         check(files, rows=[asking("one", emotion="Very Sad")], labels=[emotion | {"label_map": {}}])
 

@@ -85,6 +85,12 @@ def test_rows_keep_what_they_have_and_are_data_rows_again(tmp_path, texts):
     assert summary["dimensions"]["tone"]["by"] == {"rule": 1, "given": 1}
 
 
+def test_a_label_of_null_is_open(tmp_path, texts):
+    given = texts({"text": "It is here.", "labels": {"speed": "Slow", "tone": None, "emotion": "", "structure": None}})
+    Labeller(given, tmp_path / "out.jsonl", SCHEMA, ["rule"]).run()
+    assert labels(tmp_path / "out.jsonl") == [{"speed": "Slow", "tone": "Declarative"}]
+
+
 @pytest.mark.parametrize(
     ("row", "said"),
     [
@@ -185,6 +191,12 @@ def test_other_work_is_not_gone_on_with(tmp_path, texts):
     texts("a.", "b.", "c.")
     with pytest.raises(InputError, match="journal.origin.json: input: "):
         Labeller(given, out, SCHEMA, ["rule"]).run(resume=True)
+
+
+def test_a_source_named_twice_is_the_same_work(tmp_path, texts):
+    given, out = texts("a.", "b."), tmp_path / "out.jsonl"
+    first = Labeller(given, out, SCHEMA, ["rule", "rule"]).run()
+    assert Labeller(given, out, SCHEMA, ["rule"]).run(resume=True) == first
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.summary.json"])

@@ -141,6 +141,7 @@ def test_a_measured_value_has_the_label_between_its_bounds(value, bounds):
         ("{labels}", "{label}", "prompt: expected {labels} and {text} once each"),
         ("[3, 5]", "[3]", "dimensions.speed: bounds: expected 2 rising numbers, one between two labels"),
         ("[3, 5]", "[5, 3]", "dimensions.speed: bounds: expected 2 rising numbers"),
+        ("[3, 5]", "[0, 5]", "dimensions.speed: bounds: expected positive numbers of syllables_per_second, got 0"),
         ("[3, 5]", "[3, .nan]", "dimensions.speed.bounds.1: input should be a finite number"),
         ("    ordered: true\n", "", "dimensions.speed: measure: only an ordered dimension can be measured"),
         ("    measure: syllables_per_second\n", "", "dimensions.speed: bounds: of what? set measure"),

@@ -30,6 +30,8 @@ def test_kind_chooses_and_names():
         ({"kind": "embedding", "column": "a", "path": "no/such"}, ("embedding", "path"), "not point to a directory"),
         ({"kind": "function", "function": "m:f", "low": 1, "high": 1}, ("function",), "low must be below high"),
         ({"kind": "function", "function": "m:f", "low": 1, "high": float("inf")}, ("function", "high"), "finite"),
+        ({"kind": "guard", "limits": {"seconds": [5, 1]}}, ("guard",), "limits: seconds: expected its least"),
+        ({"kind": "prosody", "dimensions": []}, ("prosody", "dimensions"), "at least 1 item"),
         ({"kind": "judge", "rubric": "nice"}, ("judge", "rubric"), "holistic"),
         ({"kind": "judge", "api_key": "x"}, ("judge", "api_key"), "Extra inputs"),
     ],

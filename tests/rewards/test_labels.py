@@ -39,7 +39,10 @@ def test_credit_lies_between_none_and_all(weights, wanted):
 def test_rows_must_have_labels_that_there_are():
     example = answer("", labels={"speed": "Slow", "tone": "Command"}).example
     assert labels_of(example, SCHEMA, ["speed"]) == {"speed": "Slow"}
+    tabled = answer("", labels={"speed": "Slow", "tone": None, "emotion": ""}).example  # as tables are turned into rows
+    assert labels_of(tabled, SCHEMA, ["speed", "tone"]) == {"speed": "Slow"}
     for labels, message in (
+        ({"speed": None}, "rows.jsonl:7: labels: expected one for speed, found none"),
         ({"speed": "Slowly"}, "rows.jsonl:7: labels.speed: no such label: 'Slowly'; nearest: Slow"),
         ({"tone": "Command"}, "rows.jsonl:7: labels: expected one for speed, found none"),
         (None, "rows.jsonl:7: labels: expected one for speed, found none"),

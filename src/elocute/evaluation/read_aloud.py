@@ -77,7 +77,7 @@ def label_listeners(
                 if name in heard_by:
                     raise InputError(f"{where}.{number}: {name} is heard by {where}.{heard_by[name]} too; choose one")
                 heard_by[name] = number
-            own = [row for row in rows if set(row.columns.get("labels") or {}) & set(listener.dimensions)]
+            own = [row for row in rows if labels_of(row).keys() & set(listener.dimensions)]
             if not own:
                 raise InputError(f"{where}.{number}: no row has a label in {' or '.join(listener.dimensions)}")
             listener.check(own)

@@ -13,7 +13,7 @@ from typing import Any
 from elocute.data.types import Example
 from elocute.errors import InputError
 from elocute.models.control import check_text
-from elocute.prosody.schema import Schema
+from elocute.prosody.schema import Schema, given_labels
 
 
 class Template(ABC):
@@ -70,4 +70,4 @@ def labels_of(example: Example) -> dict[str, str]:
     labels = example.columns.get("labels") or {}
     if not isinstance(labels, dict):
         raise InputError(f'{example.where}: labels: expected {{"dimension": "label"}}, got {json.dumps(labels)}')
-    return {name: label for name, label in labels.items() if label not in (None, "")}
+    return given_labels(labels)

@@ -23,6 +23,8 @@ _PLACES = re.compile(r"\{(text|labels)\}")
 
 Measure = Literal["phones_per_second", "syllables_per_second", "pitch_median", "pitch_range", "energy"]
 """What of `elocute.prosody.measure.Prosody` may decide a label."""
+LOGARITHMIC = ("phones_per_second", "syllables_per_second", "pitch_median")
+"""Those that are compared by their logarithm: half as fast is as far as twice as fast."""
 
 
 class _Part(BaseModel):
@@ -68,6 +70,8 @@ class Dimension(_Part):
             raise ValueError("bounds: of what? set measure")
         if self.bounds and (len(self.bounds) != len(self.labels) - 1 or list(self.bounds) != sorted(set(self.bounds))):
             raise ValueError(f"bounds: expected {len(self.labels) - 1} rising numbers, one between two labels")
+        if self.measure in LOGARITHMIC and self.bounds and self.bounds[0] <= 0:
+            raise ValueError(f"bounds: expected positive numbers of {self.measure}, got {self.bounds[0]:g}")
         for label, rule in self.rules.items():
             if label not in self.labels:
                 raise ValueError(f"rules: {label!r} is no label; nearest: {_nearest(label, self.labels)}")
@@ -152,6 +156,11 @@ class Schema(_Part):
             "required": list(properties),
             "additionalProperties": False,
         }
+
+
+def given_labels(labels: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that say something: null and "" leave a dimension open, as tables that are turned into rows have them."""
+    return {name: label for name, label in labels.items() if label not in (None, "")}
 
 
 def load_schema(path: str | Path | None = None) -> Schema:

@@ -11,9 +11,8 @@ import numpy as np
 
 from elocute.errors import InputError
 from elocute.prosody.measure import Prosody
-from elocute.prosody.schema import Dimension
+from elocute.prosody.schema import LOGARITHMIC, Dimension
 
-_LOGARITHMIC = ("phones_per_second", "syllables_per_second", "pitch_median")
 _LEAST_STD = {"pitch_range": 0.5, "energy": 0.5}  # semitones, dB; for logarithms:
 _LEAST_LOG_STD = 0.02
 _FEWEST = 3  # recordings of a label
@@ -103,4 +102,4 @@ def _value(prosody: Prosody, measure: str) -> float:
 
 
 def _scaled(measure: str, value: float) -> float:
-    return float(np.log(value)) if measure in _LOGARITHMIC else value
+    return float(np.log(value)) if measure in LOGARITHMIC else value

@@ -206,7 +206,7 @@ class LocalJudgeSpec(_ChatModelSpec, RewardBase):
 class _LabelSpec(RewardBase):
     labels: str = "paper"
     """The prosody schema that the rows' `labels` are of: `paper`, `rlaif_spa` or a YAML file, see docs/labels.md."""
-    dimensions: list[str] | None = None
+    dimensions: Annotated[list[str], Field(min_length=1)] | None = None
     """Those that are judged; default: all of the schema that can be."""
 
 
@@ -282,6 +282,13 @@ class GuardSpec(RewardBase):
     """Measure: its least and its most, null for none; the measures are those of `elocute.prosody.measure.Prosody`."""
     reference: Reference = "prompt"
     """The text whose phones and syllables are counted, as for `asr`."""
+
+    @model_validator(mode="after")
+    def _limits(self) -> "GuardSpec":
+        for measure, (least, most) in self.limits.items():
+            if least is not None and most is not None and least > most:
+                raise ValueError(f"limits: {measure}: expected its least and then its most, got {least:g} and {most:g}")
+        return self
 
 
 class SpeakerSpec(RewardBase):

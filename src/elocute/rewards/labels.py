@@ -8,7 +8,7 @@ import numpy as np
 
 from elocute.data.types import Example
 from elocute.errors import InputError
-from elocute.prosody.schema import Dimension, Schema
+from elocute.prosody.schema import Dimension, Schema, given_labels
 from elocute.rewards.outcome import Reward, Unavailable
 
 Credit = Literal["match", "ordinal", "probability"]
@@ -39,6 +39,8 @@ def labels_of(example: Example, schema: Schema, dimensions: Collection[str]) -> 
     """The row's labels in these dimensions, at least one. InputError, naming the row, when there is none, or one that
     the schema does not know."""
     labels = example.columns.get("labels") or {}
+    if isinstance(labels, Mapping):
+        labels = given_labels(labels)
     try:
         schema.check(labels)
     except InputError as error:

@@ -13,7 +13,7 @@ from elocute.data.rows import AUDIO_MARK, each_row
 from elocute.data.types import Example
 from elocute.errors import InputError
 from elocute.pipelines.label.published import published_rows
-from elocute.prosody.schema import Schema
+from elocute.prosody.schema import Schema, given_labels
 
 Fields = dict[str, Any]
 
@@ -53,6 +53,7 @@ def _row(where: str, fields: Fields, text: str, recording: Path | None, schema: 
         given = {}
     if not text:
         problem = "messages: expected words to speak in the last user's turn, or sft_target_text"
+    given = given_labels(given)
     wrong = {name: what for name, label in given.items() if (what := schema.problem(name, label))}
     known = {name: label for name, label in given.items() if name not in wrong}
     unknown = {f"{name}: {given[name]}": what for name, what in wrong.items()}

@@ -133,7 +133,7 @@ class Labeller:
             "made_by": "elocute label",
             "input": digest_file(self.input),
             "schema": self.schema.digest,
-            "sources": sorted(self.sources),
+            "sources": sorted(set(self.sources)),
             "reader": reader,
             "drop_unknown": self.drop_unknown,
         }
