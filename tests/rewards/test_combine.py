@@ -287,6 +287,23 @@ def test_spread_is_that_within_groups():
     assert constant.spread == {"a": (0.0, 2)}
 
 
+class Hears(Given):
+    """The same of one that hears labels."""
+
+    dimensions = ("emotion", "speed")
+
+
+def test_labels_heard_are_counted_where_different_ones_were_asked_for():
+    asked = [("Happy", "Slow"), ("Happy", "Slow"), ("Sad", "Slow"), ("Sad", "Slow"), ("Sad", "Slow")]
+    answers = [answer(str(i), labels={"emotion": a, "speed": b}) for i, (a, b) in enumerate(asked)]
+    answers[3].example.columns["labels"]["emotion"] = None
+    heard = [("Happy", "Fast"), ("Sad", "Fast"), ("Sad", "Fast"), (None, "Fast"), None]
+    own = [Scored(1, {"heard": {"emotion": a, "speed": b}}) for a, b in heard[:3]]
+    own += [Scored(1, {"heard": {"speed": "Fast"}}), Invalid("no end")]
+    judged = RewardMixer([Weighted(Hears("judge", own)), Weighted(Given("asr", scored(*[1] * 5)))])(answers, [0] * 5)
+    assert judged.alike == {"judge/emotion": (2, 3), "judge/speed": (0, 0)}
+
+
 def test_what_rewards_measure_is_summed():
     given = Given("a", [Scored(1, {"wer": 0.25}), Scored(0, {"wer": 1.0}), Scored(0, {"wer": None}), Invalid("x")])
     given.measures = ("wer",)

@@ -1,9 +1,14 @@
 import json
 import logging
 
+import numpy as np
 import pytest
 
+from elocute.prosody.schema import load_schema
+from elocute.rewards.audio_judge import AudioJudgeReward
+from elocute.rewards.combine import RewardMixer, Weighted
 from elocute.training.watch import RULES, WINDOW, Watch, in_words
+from tests.rewards.answers import answer
 
 
 def run(watch, name, values):
@@ -50,6 +55,41 @@ def test_defect_rlaif_4_a_constant_judge_is_found(caplog):
     )
     assert run(Watch(), "spread/judge", [0.0, 0.0, 0.0, 0.0, 0.02] * 3) == []
     assert run(Watch(), "spread/judge", [0.2] * 5 + [0.0] * 6) == [10, 11]
+
+
+@pytest.mark.parametrize("hears", ["one", "both"])
+def test_defect_rlaif_4_a_judge_that_hears_one_label_is_found_by_what_it_hears(hears):
+    """Its likelihoods differ a little from answer to answer, so its reward is never quite constant, and in groups that
+    are scaled its noise is as loud as anything."""
+    schema, draws = load_schema().only(["emotion", "speed"]), np.random.default_rng(0)
+
+    def listen(utterances, asked):
+        found = []
+        for number, _ in enumerate(utterances):
+            emotion = np.array([0.9, 0.025, 0.025, 0.025, 0.025]) + draws.uniform(0, 1e-3, 5)
+            speed = np.array([0.05, 0.9, 0.05]) if hears == "one" else np.roll([0.9, 0.05, 0.05], number % 2)
+            found.append({"emotion": emotion / emotion.sum(), "speed": speed})
+        return found
+
+    labels = [{"emotion": emotion, "speed": speed} for emotion in ("Happy", "Sad") for speed in ("Slow", "Fast")]
+    answers = [answer("", labels=own) for own in labels for _ in range(4)]
+    mixer, watch = (
+        RewardMixer([Weighted(AudioJudgeReward("judge", listen, schema))], scale="group", invalid_penalty=-1),
+        Watch(),
+    )
+    for step in range(WINDOW):
+        judged = mixer(answers, [number // 4 for number in range(16)])
+        means = {f"{kind}/{name}": total / count for kind, of in (("spread", judged.spread), ("alike", judged.alike))
+                 for name, (total, count) in of.items()}  # fmt: skip
+        rings = watch({"step": step} | means)
+    assert means["spread/judge"] > 0 and "alarm/spread/judge" not in rings
+    assert rings == dict.fromkeys(["alarm/alike/judge/emotion"] + ["alarm/alike/judge/speed"] * (hears == "one"), 1)
+    assert in_words("alike/judge/emotion") == "judge: heard the same emotion in all answers, whatever was asked for"
+
+
+def test_a_dimension_that_is_heard_apart_now_and_then_does_not_ring():
+    assert run(Watch(), "alike/judge/emotion", [1.0, 1.0, 1.0, 1.0, 0.9] * 3) == []
+    assert run(Watch(), "alike/judge/emotion", [1.0, None] * 5) == [9, 10]
 
 
 def test_steps_without_a_value_are_not_counted():

@@ -101,6 +101,10 @@ def curves(metrics: Metrics) -> list[str]:
     spreads = [name for name in sorted(metrics.columns) if name.startswith("spread/")]
     for page in _pages(spreads):
         shown += draw(("Spread of rewards", "Standard deviation within a prompt's group; 0 teaches nothing.", page))
+    alike = [name for name in sorted(metrics.columns) if name.startswith("alike/")]
+    for page in _pages(alike):
+        note = "Share of a step's answers in which the commonest label was heard; 1: whatever is asked for."
+        shown += draw(("Labels heard alike", note, page))
     for name in sorted(metrics.columns):  # each on its own: seconds, semitones and shares have no common axis
         if name.startswith("measured/"):
             reward, _, measure = name.removeprefix("measured/").partition("/")

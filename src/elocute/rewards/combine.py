@@ -12,7 +12,7 @@
 import math
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -56,7 +56,9 @@ class Judged:
     sums: each reward's (sum, number) of scored values. measures: the same of what a reward measured beside its value,
     by "reward/measure". spread: each deciding reward's (sum of the standard deviations within groups, number of groups
     with two scored answers or more), guards aside: 0 everywhere is a judge that cannot tell answers apart.
-    silent: each deciding reward's (unavailable, asked) answers.
+    silent: each deciding reward's (unavailable, asked) answers. alike: of those that hear labels, by
+    "reward/dimension", (answers in which the commonest label was heard, all in which one was), nothing where all were
+    asked for the same: a share of 1 is a judge that does not listen, or a voice that does not change.
     """
 
     values: list[float | None]
@@ -68,6 +70,7 @@ class Judged:
     measures: dict[str, tuple[float, int]]
     spread: dict[str, tuple[float, int]]
     silent: dict[str, tuple[int, int]]
+    alike: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 class Mix(Protocol):
@@ -133,7 +136,8 @@ class RewardMixer:
         """answers [N] and the group each belongs to [N]. Raises RunError for a reward that breaks its promise."""
         if len(answers) != len(groups):
             raise ValueError(f"{len(answers)} answers but {len(groups)} group ids")
-        return self.combine({name: self.judge(name, answers) for name in self.parts}, groups)
+        judged = self.combine({name: self.judge(name, answers) for name in self.parts}, groups)
+        return replace(judged, alike=self._alike(answers, judged.outcomes))
 
     def combine(self, outcomes: dict[str, list[Outcome]], groups: Sequence[Hashable]) -> Judged:
         """Each reward's outcomes [N] into one a answer, without judging anything again."""
@@ -190,6 +194,14 @@ class RewardMixer:
             spread={name: _spread(outcomes[name], groups) for name in self._deciding if self._is_graded(name)},
             silent={name: _silence(outcomes[name]) for name in self._deciding},
         )
+
+    def _alike(self, answers: Sequence[Answer], outcomes: dict[str, list[Outcome]]) -> dict[str, tuple[int, int]]:
+        examples = [answer.example for answer in answers]
+        return {
+            f"{name}/{dimension}": _commonest(dimension, examples, outcomes[name])
+            for name in self._deciding
+            for dimension in getattr(self.parts[name].reward, "dimensions", ())
+        }
 
     def _is_graded(self, name: str) -> bool:
         """Whether its answers should differ: a guard is content with all of them, as long as nothing is wrong."""
@@ -291,6 +303,18 @@ def _total(terms: Iterable[float]) -> float:
 
 def _silence(outcomes: list[Outcome]) -> tuple[int, int]:
     return sum(isinstance(o, Unavailable) for o in outcomes), sum(not isinstance(o, Invalid) for o in outcomes)
+
+
+def _commonest(dimension: str, examples: Sequence[Example], outcomes: list[Outcome]) -> tuple[int, int]:
+    """In how many answers the label was heard that is heard most, of how many; (0, 0) where all asked for one label."""
+    pairs = [
+        (example.columns["labels"][dimension], outcome.detail["heard"][dimension])
+        for example, outcome in zip(examples, outcomes, strict=True)
+        if isinstance(outcome, Scored) and dimension in outcome.detail["heard"]
+    ]
+    if len({asked for asked, _ in pairs}) < 2:
+        return 0, 0
+    return max(Counter(heard for _, heard in pairs).values()), len(pairs)
 
 
 def _sum(outcomes: list[Outcome]) -> tuple[float, int]:

@@ -68,7 +68,13 @@ def experience_metrics(experience: Experience, accelerator: Accelerator) -> dict
     means: dict[str, tuple[float, int]] = {}
     if judged:
         sums |= {f"outcomes/{name}": count for name, count in judged.counts.items()}
-        for kind, found in (("reward", judged.sums), ("measured", judged.measures), ("spread", judged.spread)):
+        of_rewards = {
+            "reward": judged.sums,
+            "measured": judged.measures,
+            "spread": judged.spread,
+            "alike": judged.alike,
+        }
+        for kind, found in of_rewards.items():
             means |= {f"{kind}/{name}": value for name, value in found.items()}
     for name, (total, count) in means.items():
         sums[name], sums[f"{name}_count"] = total, count

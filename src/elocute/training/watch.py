@@ -32,7 +32,9 @@ RULES: dict[str, tuple[Callable[[float, float], bool], str]] = {
 }
 """By the last part of a column's name: (mean at first, mean now) → whether it rings; and what it means."""
 
-_WATCHED = ("measured/", "spread/", "outcomes/invalid")
+_WATCHED = ("measured/", "spread/", "alike/", "outcomes/invalid")
+_CONSTANT = {"spread": 0.0, "alike": 1.0}
+"""What these columns are, step after step, where a judge cannot tell answers apart."""
 
 
 class Watch:
@@ -68,14 +70,14 @@ class Watch:
         latest = self._latest[name]
         if len(latest) < WINDOW:
             return False
-        if name.startswith("spread/"):
-            return not any(latest)
+        if (constant := _CONSTANT.get(name.partition("/")[0])) is not None:
+            return all(value == constant for value in latest)
         rule = RULES.get(name.rpartition("/")[2])
         return rule is not None and rule[0](_mean(self._first[name]), _mean(latest))
 
     def _words(self, name: str) -> str:
         first, latest = _mean(self._first[name]), _mean(self._latest[name])
-        return in_words(name) + ("" if name.startswith("spread/") else f" (from {first:.3g} to {latest:.3g})")
+        return in_words(name) + ("" if name.partition("/")[0] in _CONSTANT else f" (from {first:.3g} to {latest:.3g})")
 
 
 def in_words(column: str) -> str:
@@ -84,6 +86,8 @@ def in_words(column: str) -> str:
     reward, _, measure = rest.partition("/")
     if kind == "spread":
         return f"{reward}: gave all answers of a group the same value in every group, which teaches nothing"
+    if kind == "alike":
+        return f"{reward}: heard the same {measure} in all answers, whatever was asked for"
     if kind == "outcomes":
         return RULES["invalid"][1]
     return f"{reward}: {RULES[measure][1]} ({measure})" if measure in RULES else column
