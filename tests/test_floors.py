@@ -1,6 +1,7 @@
 """Imports go down, never up and never in a circle: what keeps the house readable."""
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -108,3 +109,9 @@ def test_a_circle_is_seen(tmp_path):
     (tmp_path / "elocute" / "data" / "b.py").write_text("from elocute.data import a")
     with pytest.raises(CycleError):
         TopologicalSorter(module_graph(tmp_path / "elocute")).prepare()
+
+
+def test_defect_rlaif_8_no_gpu_is_named_in_the_source():
+    """Which one a process has is for the launcher to say, and a recipe's `device`."""
+    named = r"cuda:\d|device_ids? *=|CUDA_VISIBLE_DEVICES|set_device\("
+    assert [path.name for path in SOURCE.rglob("*.py") if re.search(named, path.read_text())] == []

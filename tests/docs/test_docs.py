@@ -112,6 +112,17 @@ def test_tests_that_pages_name_are_there():
             assert f"def {test}" in (ROOT / name).read_text() if test else (ROOT / name).is_file(), f"{name}::{test}"
 
 
+@pytest.mark.parametrize("number", range(1, 9))
+def test_every_defect_of_rlaif_spas_code_has_its_test_and_a_page_that_names_it(number):
+    named = re.findall(rf"`tests/[\w/]+\.py::test_defect_rlaif_{number}_\w+`", "".join(p.read_text() for p in PAGES))
+    there = re.findall(
+        rf"^def (test_defect_rlaif_{number}_\w+)\(",
+        "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py")),
+        re.MULTILINE,
+    )
+    assert there and sorted(there) == sorted(name.partition("::")[2].strip("`") for name in named)
+
+
 def test_links_between_pages_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]*)(?:#[^)]*)?\)", page.read_text()):

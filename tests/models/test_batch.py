@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from elocute.models.batch import make_batch
+from elocute.models.batch import make_batch, pad_tokens
 from elocute.models.layout import Tokens
+from elocute.objectives.tokens import scope_mask, token_coefficients
 
 
 def answer(ids: torch.Tensor) -> Tokens:
@@ -45,3 +46,18 @@ def test_targets_are_the_selected_tokens_in_order(tiny_lm):
     batch = make_batch(prompts, answers, selected, "cpu")
     assert batch.targets.tolist() == [10, 12, 20]
     assert batch.rows.tolist() == [0, 0, 1] and batch.columns.tolist() == [0, 2, 0]
+
+
+def test_defect_rlaif_2_token_0_is_trained_as_any_other(tiny_lm):
+    """Nor does a mask take it for padding, where rows are of unlike length."""
+    answers = [answer(torch.tensor([0, 0, 7])), answer(torch.tensor([0]))]
+    padded = pad_tokens(answers)
+    scope = scope_mask(padded.text, padded.action, "all")
+    assert scope.tolist() == [[True, True, True], [True, False, False]]
+    coefficients = token_coefficients(scope, normaliser="token", rows_total=2, tokens_total=int(scope.sum()))
+    assert coefficients[scope].tolist() == [0.25] * 4
+    batch = make_batch([torch.tensor([3, 2]), torch.tensor([5])], answers, scope, "cpu")
+    assert batch.targets.tolist() == [0, 0, 7, 0]
+    [found] = tiny_lm.states(batch, share_prompts=True)
+    logp = torch.log_softmax(tiny_lm.head()(found.hidden), -1).gather(1, batch.targets[:, None])
+    assert all(torch.autograd.grad(p, tiny_lm.head().weight, retain_graph=True)[0].any() for p in logp[:, 0])

@@ -67,6 +67,12 @@ def test_an_objective_without_a_kind_is_the_hybrid_one():
     assert load("objective={}").objective == load("objective={kind: hybrid}").objective
 
 
+def test_an_adapter_is_that_of_rlaif_spa_unless_a_recipe_says_otherwise():
+    adapter = load("lora={}").lora
+    assert (adapter.rank, adapter.alpha) == (8, 32)
+    assert adapter.targets == [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
+
+
 def test_a_preference_objective():
     recipe = load_recipe("recipes/starter/dpo.yaml", ["model=src", "data.dev=starter/data/train.jsonl"])
     assert recipe.objective.judges and recipe.objective.uses_reference and not recipe.objective.exact_kl

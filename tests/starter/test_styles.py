@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from elocute.data.rows import read_rows
 from elocute.prosody.pitch import f0_track
 from elocute.prosody.schema import load_schema
 from starter.make_expressive import SPLITS, drawn, recording
@@ -30,6 +31,30 @@ def test_splits_share_no_sentence_and_have_every_style_equally_often():
     for split, own in rows.items():
         counts = Counter((row["labels"]["emotion"], row["labels"]["speed"]) for row in own)
         assert set(counts.values()) == {SPLITS[split] // len(STYLES)}
+
+
+@pytest.mark.parametrize(("name", "chance"), [("emotion", 1 / 4), ("speed", 1 / 3)])
+def test_defect_rlaif_6_who_only_reads_the_sentences_guesses_their_labels(name, chance):
+    """Naive Bayes on words, from the rows for post-training to those for evaluation: no better than chance."""
+    learnt, asked = (
+        [(set(row.messages[0].content.lower().split()), row.columns["labels"][name]) for row in read_rows(path)]
+        for path in (HERE / "expressive/train.jsonl", HERE / "expressive/test.jsonl")
+    )
+    rows_of, seen = Counter(label for _, label in learnt), Counter()
+    for words, label in learnt:
+        seen.update((word, label) for word in words)
+
+    def guess(words):
+        return max(rows_of, key=lambda label: sum(np.log((seen[w, label] + 1) / (rows_of[label] + 2)) for w in words))
+
+    right = sum(guess(words) == label for words, label in asked)
+    spread = (len(asked) * chance * (1 - chance)) ** 0.5
+    assert abs(right - len(asked) * chance) < 3 * spread
+    telling = [
+        (words | {label}, label) for words, label in asked
+    ]  # were the label in the words, it would be read off them
+    seen.update((label, label) for label in rows_of.elements())
+    assert sum(guess(words) == label for words, label in telling) > 0.9 * len(asked)
 
 
 def test_the_schema_has_just_the_styles_there_are():

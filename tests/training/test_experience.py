@@ -69,7 +69,7 @@ def test_defect_12_a_truncated_answer_is_penalised_and_not_trained_as_complete(f
 
 
 @pytest.mark.parametrize("mixing", ["{kind: adaptive}", "{kind: fixed, value: 0.5}"])
-def test_a_dead_judge_stops_the_run_before_it_learns(folder, tmp_path, mixing):
+def test_defect_rlaif_4_a_dead_judge_stops_the_run_before_it_learns(folder, tmp_path, mixing):
     """At once, with one line; what was learned before stays as it is."""
     reward = f"rewards=[{{kind: function, function: '{folder / 'reward.py'}:silent', low: -1, high: 1}}]"
     trainer = Trainer(make_recipe(folder, tmp_path / "run", reward, f"objective.mixing={mixing}"))

@@ -246,9 +246,9 @@ Objective = Annotated[Hybrid | Dpo, Field(discriminator="kind"), BeforeValidator
 
 
 class Lora(Section):
-    """Train low-rank adapters; the reference is the same model with the adapter off."""
+    """Train low-rank adapters, by default RLAIF-SPA's; the reference is the same model with the adapter off."""
 
-    rank: Positive = 16
+    rank: Positive = 8
     """Rank of the adapters."""
     alpha: Positive = 32
     """Their scale is alpha / rank."""
