@@ -135,7 +135,7 @@ def test_two_processes_are_one_with_lora(folder):
 
 
 def test_two_processes_are_one_a_step_ahead_and_one_goes_on_where_two_stopped(folder):
-    ahead = ["rollout.off_policy_steps=1", "checkpoint.every=1", "data.eval=null", "report=false"]
+    ahead = ["rollout.off_policy_steps=1", "checkpoint.every=1", "optim.lr=0.002", "data.eval=null", "report=false"]
     for n in (1, 2):
         train(folder, f"ahead-{n}", *ahead, processes=n)
     assert_one(folder, "ahead-1", "ahead-2")
