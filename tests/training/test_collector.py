@@ -10,7 +10,7 @@ import torch
 
 from elocute.recipe import Recipe, load_recipe
 from elocute.training import collector
-from elocute.training.experience import Experience, collect, step_examples
+from elocute.training.experience import Experience, agree, judge, sample, step_examples
 from elocute.training.trainer import Trainer
 
 REWARD = """
@@ -120,9 +120,10 @@ class Naive:
 
         load(self.weights[max(step - 1, 0)])
         examples = [trainer.examples[index] for index in step_examples(trainer.examples, trainer.recipe, step)]
-        experience = collect(
-            trainer.lm, trainer.audio, examples, trainer.mixer, trainer.recipe, step, trainer.accelerator
-        )
+        sampled = sample(
+            trainer.lm, trainer.audio, examples, trainer.recipe, step, trainer.accelerator, group_size=4
+        )  # fmt: skip
+        experience = agree(judge(sampled, trainer.mixer), trainer.mixer, trainer.accelerator)
         load(self.weights[step])
         return replace(experience, off_policy_steps=min(step, 1))
 

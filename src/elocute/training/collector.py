@@ -26,8 +26,7 @@ from elocute.models import SpeechLM
 from elocute.recipe.schema import Recipe
 from elocute.rewards.combine import RewardMixer
 from elocute.rollout import replay
-from elocute.training.experience import Experience, agree, collect, decode, judge, my_prompts, sample, seeds_of
-from elocute.training.experience import step_examples as step_indices
+from elocute.training.experience import Experience, agree, decode, judge, my_prompts, sample, seeds_of, step_examples
 
 
 class Collector:
@@ -48,9 +47,8 @@ class Collector:
         self._judging: Future[Experience] | None = None
 
     def __call__(self, step: int) -> Experience:
-        args = (self.lm, self.audio, self._examples(step))
         if not self.recipe.rollout.off_policy_steps:
-            return collect(*args, self.mixer, self.recipe, step, self.accelerator)
+            return agree(judge(self._sample(step), self.mixer), self.mixer, self.accelerator)
         if self._ahead is None:
             self._ahead = self._sample(step)
         judging = self._judging or self._judge(self._ahead)
@@ -106,13 +104,11 @@ class Collector:
             concurrent.futures.wait([self._judging])
 
     def _examples(self, step: int) -> list[Example]:
-        return [self.examples[index] for index in step_indices(self.examples, self.recipe, step)]
+        return [self.examples[index] for index in step_examples(self.examples, self.recipe, step)]
 
     def _sample(self, step: int) -> Experience:
-        group = self.recipe.rollout.group_size
-        return sample(
-            self.lm, self.audio, self._examples(step), self.recipe, step, self.accelerator, group_size=group
-        )  # fmt: skip
+        args = (self.lm, self.audio, self._examples(step), self.recipe, step, self.accelerator)
+        return sample(*args, group_size=self.recipe.rollout.group_size)
 
     def _judge(self, experience: Experience) -> "Future[Experience]":
         return _in_thread(lambda: judge(experience, self.mixer))

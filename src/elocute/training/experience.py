@@ -105,21 +105,6 @@ def decode(
     return Experience(rollouts, answers, None, nothing, nothing.bool(), mine, seconds | clock.seconds)
 
 
-def collect(
-    lm: SpeechLM,
-    audio: EncodedAudio,
-    examples: Sequence[Example],
-    mixer: RewardMixer,
-    recipe: Recipe,
-    step: int,
-    accelerator: Accelerator,
-) -> Experience:
-    """Sample, decode and judge one step's groups for `examples` (the step's P prompts, all ranks' together)."""
-    group = recipe.rollout.group_size
-    experience = sample(lm, audio, examples, recipe, step, accelerator, group_size=group)
-    return agree(judge(experience, mixer), mixer, accelerator)
-
-
 def judge(experience: Experience, mixer: RewardMixer) -> Experience:
     """The same, with what the rewards say of this rank's answers. No process waits for another here."""
     clock, group = _Clock(), experience.rewards.shape[1]
