@@ -52,6 +52,7 @@ class EmotionReward:
             if own.casefold() in places and places[own.casefold()][0] not in found:
                 raise InputError(f"{path}: label_map: {own}: expected the model's label of this name in its list")
         self.places = places | {own.casefold(): found for own, found in mapped.items()}
+        self.known = list({name.casefold(): name for name in (*self.names, *mapped)}.values())
         self.own_names = {place: own for own, found in reversed(mapped.items()) for place in found}
 
     def check(self, examples: Iterable[Example]) -> None:
@@ -79,6 +80,6 @@ class EmotionReward:
         label = (example.columns.get("labels") or {}).get(self.dimension)
         if not isinstance(label, str) or label.casefold() not in self.places:
             raise InputError(
-                f"{example.where}: labels.{self.dimension}: expected one of {', '.join(self.places)}, got {label!r}"
+                f"{example.where}: labels.{self.dimension}: expected one of {', '.join(self.known)}, got {label!r}"
             )
         return self.places[label.casefold()]
