@@ -1,4 +1,4 @@
-"""Two real processes on the CPU, started as a user starts them, do what one does."""
+"""Two and four real processes on the CPU, started as a user starts them, do what one does."""
 
 import json
 import os
@@ -19,6 +19,9 @@ from tests.training.preferences import preference_rows, write_rows
 HANGS = 3600
 """Seconds after which what has not ended hangs: within minutes, it says only how busy the machine is."""
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "launch/ddp.yaml"]
+ACCELERATE += ["--main_process_port", "0", "--num_processes", "4"]
+LAUNCHERS = {1: [sys.executable], 2: TORCHRUN, 4: ACCELERATE}
 REWARD = """
 import os
 
@@ -50,7 +53,7 @@ def command(folder: Path, run: str, *overrides: str, processes: int, recipe: str
     words += [f"run_dir={folder / run}", "rollout.max_new_tokens=30", "rollout.group_size=4", "optim.micro_batch=3"]
     words += [f"rewards=[{{kind: function, function: '{folder / 'reward.py'}:fours', low: 0, high: 1}}]"]
     words += ["steps=3", "rollout.prompts_per_step=4", "evaluation.rows=4", "optim.warmup_steps=0", *overrides]
-    return [sys.executable, *words] if processes == 1 else [*TORCHRUN, *words]
+    return [*LAUNCHERS[processes], *words]
 
 
 def ended(folder: Path, run: str, *overrides: str, **options) -> subprocess.CompletedProcess:
@@ -110,10 +113,11 @@ def assert_same(folder: Path, one: str, two: str, lines: int, model: Path | None
     assert any((first[name] - before[name]).abs().max() > 1e-3 for name in first)
 
 
-def test_two_processes_are_one(folder):
+def test_two_and_four_processes_are_one(folder):
     several = ["optim.updates_per_rollout=2", "objective.policy_gradient.clip=0.2"]
-    done = [train(folder, f"several-{n}", *several, processes=n) for n in (1, 2)]
+    done = [train(folder, f"several-{n}", *several, processes=n) for n in (1, 2, 4)]
     assert_one(folder, "several-1", "several-2")
+    assert_one(folder, "several-1", "several-4")
     # evaluation, samples and the report are made once, by one of them
     values = [json.loads((folder / f"several-{n}/eval.json").read_text()) for n in (1, 2)]
     assert values[0].keys() == values[1].keys() >= {"before", "after"}
@@ -146,21 +150,25 @@ def test_two_processes_prefer_as_one_though_one_of_them_finds_no_pair(folder):
     assert max(kept) > 0 and all(line["pairs/small_gap"] >= 2 for line in metrics(folder / "best-2"))
 
 
-def test_two_processes_share_the_cached_reference_and_the_held_out_pairs(folder):
+def test_processes_share_the_cached_reference_and_the_held_out_pairs_even_those_that_get_none(folder):
+    """Of four processes one has no held-out pair."""
     rows = [
-        write_rows(folder / f"{name}.jsonl", preference_rows(5, first=first)) for name, first in (("a", 0), ("b", 300))
+        write_rows(folder / f"{name}.jsonl", preference_rows(count, first=first))
+        for name, count, first in (("a", 5, 0), ("b", 3, 300))
     ]
     given = [*PREFER, "rewards=[]", "objective.min_gap=0", "objective.mode=offline", "objective.reference=cached"]
     given += [f"data.train={rows[0]}", f"data.dev={rows[1]}", "objective.scope=all", "lora.rank=4", "optim.lr=0.005"]
-    for n in (1, 2):
+    for n in (1, 2, 4):
         cache = f"objective.reference_cache={folder / f'reference-{n}'}"
         train(folder, f"offline-{n}", *given, cache, processes=n, recipe="dpo")
-    assert_same(folder, "offline-1", "offline-2", lines=4)  # one before training
-    names = [sorted(path.name for path in (folder / f"reference-{n}").iterdir()) for n in (1, 2)]
-    assert names[0] == names[1] and len(names[0]) == 2
-    for name in names[0]:
-        one, two = (load_file(folder / f"reference-{n}" / name)["logp"] for n in (1, 2))
-        torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-6)
+    names = {path.name for path in (folder / "reference-1").iterdir()}
+    assert len(names) == 2
+    for n in (2, 4):
+        assert_same(folder, "offline-1", f"offline-{n}", lines=4)  # one before training
+        assert {path.name for path in (folder / f"reference-{n}").iterdir()} == names
+        for name in names:
+            one, more = (load_file(folder / f"reference-{m}" / name)["logp"] for m in (1, n))
+            torch.testing.assert_close(one, more, rtol=1e-6, atol=1e-6)
 
 
 def test_two_processes_are_one_though_one_of_them_has_nothing_spoken(folder):
