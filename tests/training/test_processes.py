@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -24,6 +26,8 @@ ACCELERATE += ["--main_process_port", "0", "--num_processes", "4"]
 LAUNCHERS = {1: [sys.executable], 2: TORCHRUN, 4: ACCELERATE}
 REWARD = """
 import os
+import time
+from pathlib import Path
 
 def fours(completions):
     texts = [completion[0]["content"].split() for completion in completions]
@@ -45,6 +49,12 @@ def all_but_nine(completions):
 
 def proper(completions):
     return [1.0] * len(completions)
+
+def until_told(completions):
+    here = Path(__file__).parent
+    while (here / "killed/checkpoints/step-1/state.json").exists() and not (here / "told").exists():
+        time.sleep(0.05)
+    return fours(completions)
 """
 
 
@@ -222,15 +232,20 @@ def test_a_step_that_cannot_be_shared_evenly_is_one_clear_line(folder):
     assert not (folder / "uneven").exists()
 
 
+def await_file(file: Path, process: subprocess.Popen) -> None:
+    """Until a process has written it."""
+    deadline = time.monotonic() + HANGS
+    while not file.exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_ctrl_c_in_one_process_stops_both_after_the_same_step(folder):
     process = subprocess.Popen(
         command(folder, "stopped", "steps=1000", "data.eval=null", processes=2), stderr=subprocess.PIPE, text=True
     )
     try:
-        deadline = time.monotonic() + HANGS
-        while not (folder / "stopped/metrics.jsonl").exists():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
+        await_file(folder / "stopped/metrics.jsonl", process)
         workers = psutil.Process(process.pid).children()
         [second] = [worker for worker in workers if worker.environ().get("RANK") == "1"]
         second.send_signal(signal.SIGINT)
@@ -240,3 +255,61 @@ def test_ctrl_c_in_one_process_stops_both_after_the_same_step(folder):
     assert process.returncode == 1 and "--resume" in said
     steps = len(metrics(folder / "stopped"))
     assert (folder / f"stopped/checkpoints/step-{steps}/state.json").exists()
+
+
+def test_when_one_process_is_killed_all_end_and_any_number_of_others_goes_on(folder):
+    """Killed in step 2, which its reward holds up until then; its checkpoint is read by one process and by two."""
+    given = ["data.eval=null", "report=false", "checkpoint.every=1", "optim.lr=0.002"]
+    train(folder, "whole", *given, processes=1)
+    until_told = f"rewards=[{{kind: function, function: '{folder / 'reward.py'}:until_told', low: 0, high: 1}}]"
+    process = subprocess.Popen(command(folder, "killed", *given, until_told, processes=2), stderr=subprocess.PIPE)
+    try:
+        await_file(folder / "killed/checkpoints/step-1/state.json", process)
+        workers = psutil.Process(process.pid).children()
+        [second] = [worker for worker in workers if worker.environ().get("RANK") == "1"]
+        second.kill()
+        process.communicate(timeout=HANGS)
+    finally:
+        process.terminate()
+    assert process.returncode == 1
+    psutil.wait_procs(workers, timeout=HANGS)
+    assert not any(worker.is_running() for worker in workers)
+    (folder / "told").touch()
+    shutil.copytree(folder / "killed", folder / "again")
+    train(folder, "killed", *given, until_told, "--resume", processes=1)
+    assert_one(folder, "whole", "killed")
+    train(folder, "again", *given, until_told, "--resume", processes=2)
+    assert_one(folder, "whole", "again")
+
+
+def test_a_process_that_goes_silent_ends_all(folder):
+    """Without a launcher that would see to it: as when a machine is gone. Here one is stopped, and says nothing."""
+    program = "import elocute.training.pulse as pulse; pulse.BEAT, pulse.PATIENCE = 0.5, 40\n"
+    program += "from elocute.cli.app import main; main()"
+    words = command(folder, "silent", "steps=100000", "data.eval=null", "report=false", processes=1)
+    words = [sys.executable, "-c", program, *words[words.index("train") :]]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(listener.getsockname()[1]), "OMP_NUM_THREADS": "1"}
+    shared |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    first, second = (
+        subprocess.Popen(
+            words,
+            env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    )
+    try:
+        await_file(folder / "silent/metrics.jsonl", first)
+        second.send_signal(signal.SIGSTOP)
+        _, said = first.communicate(timeout=HANGS)
+        assert first.returncode == 1
+        assert "process 1 of the run has given no sign of life for 20 s" in said and "--resume" in said
+        second.send_signal(signal.SIGCONT)
+        second.communicate(timeout=HANGS)
+        assert second.returncode == 1
+    finally:
+        first.kill()
+        second.kill()

@@ -36,6 +36,7 @@ from elocute.training.metrics import experience_metrics, flat, lambda_metrics, l
 from elocute.training.policy import Reference, load_policy
 from elocute.training.preference import Preference
 from elocute.training.preference import Progress as Stages
+from elocute.training.pulse import Pulse
 from elocute.training.run_folder import RunFolder
 from elocute.training.samples import write_step_samples
 from elocute.training.schedule import learning_rate
@@ -62,12 +63,14 @@ class Trainer:
             project_dir=str(self.folder.path),
             mixed_precision="no",
             # One process evaluates while the others wait; the default of ten minutes would end a long evaluation.
+            # Who waits for one that is gone is ended by the pulse.
             # Buffers are the folder's: nothing changes them, none is sent.
             kwargs_handlers=[
                 InitProcessGroupKwargs(timeout=timedelta(hours=12)),
                 DistributedDataParallelKwargs(broadcast_buffers=False),
             ],
         )
+        self.pulse = Pulse(self.accelerator.process_index, self.accelerator.num_processes)
         self.folder.check(recipe, resume=resume)
         self.examples = read_rows(recipe.data.train, recipe.data.prompt_seconds)
         held_out = read_rows(recipe.data.dev, recipe.data.prompt_seconds) if recipe.data.dev else []
