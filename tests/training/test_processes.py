@@ -21,9 +21,14 @@ from tests.training.preferences import preference_rows, write_rows
 HANGS = 3600
 """Seconds after which what has not ended hangs: within minutes, it says only how busy the machine is."""
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "launch/ddp.yaml"]
-ACCELERATE += ["--main_process_port", "0", "--num_processes", "4"]
-LAUNCHERS = {1: [sys.executable], 2: TORCHRUN, 4: ACCELERATE}
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
+LAUNCHERS = {
+    1: [sys.executable],
+    2: TORCHRUN,
+    4: [*ACCELERATE, "--config_file", "launch/ddp.yaml", "--num_processes", "4"],
+    "fsdp2": [*ACCELERATE, "--config_file", "launch/fsdp2.yaml"],
+}
+"""By the number of processes, or how two of them share the network."""
 REWARD = """
 import os
 import time
@@ -58,7 +63,7 @@ def until_told(completions):
 """
 
 
-def command(folder: Path, run: str, *overrides: str, processes: int, recipe: str = "wavalign") -> list[str]:
+def command(folder: Path, run: str, *overrides: str, processes: int | str, recipe: str = "wavalign") -> list[str]:
     words = ["-m", "elocute.cli", "train", f"recipes/starter/{recipe}.yaml", f"model={folder / 'model'}"]
     words += [f"run_dir={folder / run}", "rollout.max_new_tokens=30", "rollout.group_size=4", "optim.micro_batch=3"]
     words += [f"rewards=[{{kind: function, function: '{folder / 'reward.py'}:fours', low: 0, high: 1}}]"]
@@ -125,9 +130,9 @@ def assert_same(folder: Path, one: str, two: str, lines: int, model: Path | None
 
 def test_two_and_four_processes_are_one(folder):
     several = ["optim.updates_per_rollout=2", "objective.policy_gradient.clip=0.2"]
-    done = [train(folder, f"several-{n}", *several, processes=n) for n in (1, 2, 4)]
-    assert_one(folder, "several-1", "several-2")
-    assert_one(folder, "several-1", "several-4")
+    done = [train(folder, f"several-{n}", *several, processes=n) for n in LAUNCHERS]
+    for n in (2, 4, "fsdp2"):
+        assert_one(folder, "several-1", f"several-{n}")
     # evaluation, samples and the report are made once, by one of them
     values = [json.loads((folder / f"several-{n}/eval.json").read_text()) for n in (1, 2)]
     assert values[0].keys() == values[1].keys() >= {"before", "after"}
@@ -142,9 +147,10 @@ def test_two_and_four_processes_are_one(folder):
 def test_two_processes_are_one_with_lora(folder):
     lora = ["lora.rank=4", "objective.policy_gradient.normaliser=token", "gradient_checkpointing=true"]
     lora += ["data.eval=null", "report=false"]
-    for n in (1, 2):
+    for n in (1, 2, "fsdp2"):
         train(folder, f"lora-{n}", *lora, processes=n)
     assert_one(folder, "lora-1", "lora-2")
+    assert_one(folder, "lora-1", "lora-fsdp2")
 
 
 PREFER = ["optim.lr=0.001", "data.eval=null", "report=false"]
@@ -153,9 +159,10 @@ PREFER = ["optim.lr=0.001", "data.eval=null", "report=false"]
 def test_two_processes_prefer_as_one_though_one_of_them_finds_no_pair(folder):
     reward = f"rewards=[{{kind: function, function: '{folder / 'reward.py'}:first_half', low: 0, high: 1}}]"
     given = [*PREFER, reward, "objective.min_gap=0.01", "rollout.max_new_tokens=60"]
-    for n in (1, 2):
+    for n in (1, 2, "fsdp2"):
         train(folder, f"best-{n}", *given, processes=n, recipe="dpo")
-    assert_same(folder, "best-1", "best-2", lines=3)
+    for n in (2, "fsdp2"):
+        assert_same(folder, "best-1", f"best-{n}", lines=3)
     kept = [line["pairs/kept"] for line in metrics(folder / "best-2")]
     assert max(kept) > 0 and all(line["pairs/small_gap"] >= 2 for line in metrics(folder / "best-2"))
 
@@ -168,12 +175,12 @@ def test_processes_share_the_cached_reference_and_the_held_out_pairs_even_those_
     ]
     given = [*PREFER, "rewards=[]", "objective.min_gap=0", "objective.mode=offline", "objective.reference=cached"]
     given += [f"data.train={rows[0]}", f"data.dev={rows[1]}", "objective.scope=all", "lora.rank=4", "optim.lr=0.005"]
-    for n in (1, 2, 4):
+    for n in LAUNCHERS:
         cache = f"objective.reference_cache={folder / f'reference-{n}'}"
         train(folder, f"offline-{n}", *given, cache, processes=n, recipe="dpo")
     names = {path.name for path in (folder / "reference-1").iterdir()}
     assert len(names) == 2
-    for n in (2, 4):
+    for n in (2, 4, "fsdp2"):
         assert_same(folder, "offline-1", f"offline-{n}", lines=4)  # one before training
         assert {path.name for path in (folder / f"reference-{n}").iterdir()} == names
         for name in names:
@@ -257,9 +264,9 @@ def test_ctrl_c_in_one_process_stops_both_after_the_same_step(folder):
     assert (folder / f"stopped/checkpoints/step-{steps}/state.json").exists()
 
 
-def test_when_one_process_is_killed_all_end_and_any_number_of_others_goes_on(folder):
-    """Killed in step 2, which its reward holds up until then; its checkpoint is read by one process and by two."""
-    given = ["data.eval=null", "report=false", "checkpoint.every=1", "optim.lr=0.002"]
+def test_when_one_process_is_killed_all_end_and_others_go_on_however_they_share_the_network(folder):
+    """Killed in step 2, which its reward holds up until then. One process goes on, or two with FSDP2 and one after."""
+    given = ["data.eval=null", "report=false", "checkpoint.every=1", "optim.lr=0.002", "optim.schedule=constant"]
     train(folder, "whole", *given, processes=1)
     until_told = f"rewards=[{{kind: function, function: '{folder / 'reward.py'}:until_told', low: 0, high: 1}}]"
     process = subprocess.Popen(command(folder, "killed", *given, until_told, processes=2), stderr=subprocess.PIPE)
@@ -278,7 +285,8 @@ def test_when_one_process_is_killed_all_end_and_any_number_of_others_goes_on(fol
     shutil.copytree(folder / "killed", folder / "again")
     train(folder, "killed", *given, until_told, "--resume", processes=1)
     assert_one(folder, "whole", "killed")
-    train(folder, "again", *given, until_told, "--resume", processes=2)
+    train(folder, "again", *given, until_told, "steps=2", "--resume", processes="fsdp2")
+    train(folder, "again", *given, until_told, "--resume", processes=1)
     assert_one(folder, "whole", "again")
 
 
