@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import patch_environment
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -41,13 +42,20 @@ def check_launch() -> None:
             raise InputError(f"{name.lower()}: expected {known[0]}, as in launch/fsdp2.yaml, got {said!r}")
 
 
+def make_accelerator(**options) -> Accelerator:
+    """accelerate, which is told of processes and devices alone: what is here does the sharing, on CPUs too."""
+    with patch_environment(ACCELERATE_USE_FSDP="false"):
+        return Accelerator(**options)
+
+
 def share(policy: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Module:
     """The policy on its device, as this launch's processes share it: what is called where a gradient is wanted."""
     if not _asked("ACCELERATE_USE_FSDP") or not torch.distributed.is_initialized():
         return accelerator.prepare(policy)
     policy.to(accelerator.device)
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    fully_shard(policy, mesh=mesh, reshard_after_forward=False)
+    frozen = {parameter for parameter in policy.parameters() if not parameter.requires_grad}
+    fully_shard(policy, mesh=mesh, reshard_after_forward=False, ignored_params=frozen)
     policy.set_reshard_after_backward(False)
     policy.unshard()
     return policy
@@ -55,7 +63,7 @@ def share(policy: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Module:
 
 @contextlib.contextmanager
 def in_parts(policy: torch.nn.Module) -> Iterator[None]:
-    """Inside, a divided policy's parameters are this process's parts, which the optimiser knows; all must come here."""
+    """Inside, a policy's divided parameters are this process's parts, which the optimiser knows; all must come here."""
     if not isinstance(policy, FSDPModule):
         yield
         return

@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate import InitProcessGroupKwargs
 from torch.distributed.fsdp import FSDPModule
 
 from elocute.data.cache import EncodedAudio
@@ -40,7 +40,7 @@ from elocute.training.pulse import Pulse
 from elocute.training.run_folder import RunFolder
 from elocute.training.samples import write_step_samples
 from elocute.training.schedule import learning_rate
-from elocute.training.share import check_launch, in_parts, share, whole
+from elocute.training.share import check_launch, in_parts, make_accelerator, share, whole
 from elocute.training.update import Rows, Update
 from elocute.training.watch import Watch
 
@@ -57,18 +57,14 @@ class Trainer:
         # 1. the folder and the rows, before anything heavy
         check_launch()
         self.recipe, self.folder = recipe, RunFolder(recipe.run_dir)
-        self.accelerator = Accelerator(
+        self.accelerator = make_accelerator(
             cpu=not torch.cuda.is_available(),
             log_with=list(recipe.trackers) or None,
             project_dir=str(self.folder.path),
             mixed_precision="no",
             # One process evaluates while the others wait; the default of ten minutes would end a long evaluation.
             # Who waits for one that is gone is ended by the pulse.
-            # Buffers are the folder's: nothing changes them, none is sent.
-            kwargs_handlers=[
-                InitProcessGroupKwargs(timeout=timedelta(hours=12)),
-                DistributedDataParallelKwargs(broadcast_buffers=False),
-            ],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
         )
         self.pulse = Pulse(self.accelerator.process_index, self.accelerator.num_processes)
         self.folder.check(recipe, resume=resume)
