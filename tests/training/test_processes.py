@@ -290,11 +290,18 @@ def test_when_one_process_is_killed_all_end_and_others_go_on_however_they_share_
     assert_one(folder, "whole", "again")
 
 
-def test_a_process_that_goes_silent_ends_all(folder):
-    """Without a launcher that would see to it: as when a machine is gone. Here one is stopped, and says nothing."""
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [
+        (signal.SIGSTOP, "process 1 of the run has given no sign of life for 20 s; process 0 ends too"),
+        (signal.SIGKILL, "another process of the run has ended"),
+    ],
+)
+def test_a_process_that_is_gone_ends_all_where_no_launcher_sees_to_it(folder, end, reason):
+    """As between machines. One that is stopped closes no connection, like a machine that is cut off."""
     program = "import elocute.training.pulse as pulse; pulse.BEAT, pulse.PATIENCE = 0.5, 40\n"
     program += "from elocute.cli.app import main; main()"
-    words = command(folder, "silent", "steps=100000", "data.eval=null", "report=false", processes=1)
+    words = command(folder, end.name, "steps=100000", "data.eval=null", "report=false", processes=1)
     words = [sys.executable, "-c", program, *words[words.index("train") :]]
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -310,14 +317,16 @@ def test_a_process_that_goes_silent_ends_all(folder):
         for rank in "01"
     )
     try:
-        await_file(folder / "silent/metrics.jsonl", first)
-        second.send_signal(signal.SIGSTOP)
+        await_file(folder / end.name / "metrics.jsonl", first)
+        second.send_signal(end)
         _, said = first.communicate(timeout=HANGS)
         assert first.returncode == 1
-        assert "process 1 of the run has given no sign of life for 20 s" in said and "--resume" in said
+        [line] = [line for line in said.splitlines() if reason in line]
+        assert line.endswith("the same command with --resume goes on")
+        assert "src/elocute" not in said
         second.send_signal(signal.SIGCONT)
         second.communicate(timeout=HANGS)
-        assert second.returncode == 1
+        assert second.returncode == (1 if end == signal.SIGSTOP else -signal.SIGKILL)
     finally:
         first.kill()
         second.kill()

@@ -6,6 +6,7 @@ first process hears every other, the others hear the first, over the store by wh
 seconds the first has ended, within twice that the last.
 """
 
+import contextlib
 import os
 import sys
 import threading
@@ -17,6 +18,7 @@ BEAT = 5.0
 """Seconds between two signs of life."""
 PATIENCE = 24
 """Beats of one's own without any of another: it is gone. Beats, not seconds: who was stopped himself accuses nobody."""
+_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 
 
 class Pulse:
@@ -41,9 +43,10 @@ class Pulse:
             return
         self._left.set()
         self._thread.join()
-        self._store.set(f"left {self.rank}", "")
-        if self.rank == 0:
-            self._store.wait([f"left {other}" for other in self.others])
+        with contextlib.suppress(dist.DistError):  # nobody is needed any more
+            self._store.set(f"left {self.rank}", "")
+            if self.rank == 0:
+                self._store.wait([f"left {other}" for other in self.others])
 
     def _beat(self) -> None:
         heard, missed = dict.fromkeys(self.others, 0), dict.fromkeys(self.others, 0)
@@ -69,5 +72,6 @@ def _end(reason: str) -> None:
 
 
 def ended(error: RuntimeError) -> bool:
-    """Whether an error is what a process sees when another has ended."""
-    return isinstance(error, dist.DistError) or "/gloo/" in str(error)
+    """Whether an error is what a collective says when another process has ended."""
+    collective = isinstance(error, dist.DistError) or "/gloo/" in str(error)
+    return collective and any(words in str(error) for words in _GONE)
