@@ -6,6 +6,7 @@ They hold whole tensors, however the processes that wrote them shared the networ
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from elocute.errors import InputError
 from elocute.training.share import part_like, whole
 
+AHEAD = "rollouts.safetensors"
+
 
 def trainable(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Name → trained parameter (all of them, or LoRA's only)."""
@@ -21,9 +24,15 @@ def trainable(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def save_checkpoint(
-    folder: Path, module: torch.nn.Module, optimizer: torch.optim.Optimizer, state: dict, *, write: bool = True
+    folder: Path,
+    module: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict,
+    ahead: Mapping[str, torch.Tensor] | None = None,
+    *,
+    write: bool = True,
 ) -> None:
-    """Write `folder` (…/step-N) atomically: a reader sees all of it or none of it.
+    """Write `folder` (…/step-N) atomically: a reader sees all of it or none of it. ahead: see training/collector.py.
 
     Where processes hold parts of the tensors, all must call it; `write`: which one writes.
     """
@@ -38,6 +47,8 @@ def save_checkpoint(
     save_file(weights, partial / "model.safetensors")
     save_file(tensors, partial / "optimizer.safetensors")
     (partial / "state.json").write_text(json.dumps(state | {"optimizer": numbers}, indent=1) + "\n")
+    if ahead:
+        save_file(dict(ahead), partial / AHEAD)
     for file in partial.iterdir():
         _flush(file)
     shutil.rmtree(folder, ignore_errors=True)
@@ -53,6 +64,11 @@ def load_checkpoint(folder: Path, module: torch.nn.Module, optimizer: torch.opti
     tensors = load_file(folder / "optimizer.safetensors")
     optimizer.load_state_dict(_join_optimizer(tensors, state.pop("optimizer"), parameters))
     return state
+
+
+def load_ahead(folder: Path) -> dict[str, torch.Tensor]:
+    """What was sampled ahead and waits for its step; nothing where nothing was."""
+    return load_file(folder / AHEAD) if (folder / AHEAD).is_file() else {}
 
 
 def load_weights(folder: Path, module: torch.nn.Module) -> None:
