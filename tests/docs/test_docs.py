@@ -133,7 +133,7 @@ def test_links_between_pages_lead_somewhere():
     "page", [ROOT / "README.md", *sorted((ROOT / "src/elocute/cli").glob("*.py")), *PAGES], ids=lambda page: page.name
 )
 def test_the_files_a_page_names_are_there(page):
-    named = set(re.findall(r"\b(?:starter|recipes|docs|benchmarks|tests)/[\w./-]*\w", page.read_text()))
+    named = set(re.findall(r"\b(?:starter|recipes|docs|benchmarks|tests|launch)/[\w./-]*\w", page.read_text()))
     assert not [name for name in sorted(named) if not (ROOT / name).exists()]
 
 
@@ -145,7 +145,7 @@ def commands(page: str) -> list[list[str]]:
     lines += re.findall(r"Example: `(elocute [^`\n]*)`", page)
     found = []
     for line in lines:
-        line = re.sub(r"^(torchrun|accelerate launch) .*? -m elocute\.cli", "elocute", line)
+        line = re.sub(r"^(srun .*? )?(torchrun|accelerate launch) .*? -m elocute\.cli", "elocute", line)
         if line.startswith("elocute "):
             found.append(shlex.split(re.split(r" *(?:[|;]| > | 2>| #|&&)", line)[0])[1:])
     return found

@@ -1,9 +1,10 @@
-"""Two real processes on the CPU, started as a user starts them, do what one does."""
+"""Two and four real processes on the CPU, started as a user starts them, do what one does."""
 
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,8 +21,18 @@ from tests.training.preferences import preference_rows, write_rows
 HANGS = 3600
 """Seconds after which what has not ended hangs: within minutes, it says only how busy the machine is."""
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
+LAUNCHERS = {
+    1: [sys.executable],
+    2: TORCHRUN,
+    4: [*ACCELERATE, "--config_file", "launch/ddp.yaml", "--num_processes", "4"],
+    "fsdp2": [*ACCELERATE, "--config_file", "launch/fsdp2.yaml"],
+}
+"""By the number of processes, or how two of them share the network."""
 REWARD = """
 import os
+import time
+from pathlib import Path
 
 def fours(completions):
     texts = [completion[0]["content"].split() for completion in completions]
@@ -43,15 +54,21 @@ def all_but_nine(completions):
 
 def proper(completions):
     return [1.0] * len(completions)
+
+def until_told(completions):
+    here = Path(__file__).parent
+    while (here / "killed/checkpoints/step-1/state.json").exists() and not (here / "told").exists():
+        time.sleep(0.05)
+    return fours(completions)
 """
 
 
-def command(folder: Path, run: str, *overrides: str, processes: int, recipe: str = "wavalign") -> list[str]:
+def command(folder: Path, run: str, *overrides: str, processes: int | str, recipe: str = "wavalign") -> list[str]:
     words = ["-m", "elocute.cli", "train", f"recipes/starter/{recipe}.yaml", f"model={folder / 'model'}"]
     words += [f"run_dir={folder / run}", "rollout.max_new_tokens=30", "rollout.group_size=4", "optim.micro_batch=3"]
     words += [f"rewards=[{{kind: function, function: '{folder / 'reward.py'}:fours', low: 0, high: 1}}]"]
     words += ["steps=3", "rollout.prompts_per_step=4", "evaluation.rows=4", "optim.warmup_steps=0", *overrides]
-    return [sys.executable, *words] if processes == 1 else [*TORCHRUN, *words]
+    return [*LAUNCHERS[processes], *words]
 
 
 def ended(folder: Path, run: str, *overrides: str, **options) -> subprocess.CompletedProcess:
@@ -111,10 +128,11 @@ def assert_same(folder: Path, one: str, two: str, lines: int, model: Path | None
     assert any((first[name] - before[name]).abs().max() > 1e-3 for name in first)
 
 
-def test_two_processes_are_one(folder):
+def test_two_and_four_processes_are_one(folder):
     several = ["optim.updates_per_rollout=2", "objective.policy_gradient.clip=0.2"]
-    done = [train(folder, f"several-{n}", *several, processes=n) for n in (1, 2)]
-    assert_one(folder, "several-1", "several-2")
+    done = [train(folder, f"several-{n}", *several, processes=n) for n in LAUNCHERS]
+    for n in (2, 4, "fsdp2"):
+        assert_one(folder, "several-1", f"several-{n}")
     # evaluation, samples and the report are made once, by one of them
     values = [json.loads((folder / f"several-{n}/eval.json").read_text()) for n in (1, 2)]
     assert values[0].keys() == values[1].keys() >= {"before", "after"}
@@ -129,9 +147,10 @@ def test_two_processes_are_one(folder):
 def test_two_processes_are_one_with_lora(folder):
     lora = ["lora.rank=4", "objective.policy_gradient.normaliser=token", "gradient_checkpointing=true"]
     lora += ["data.eval=null", "report=false"]
-    for n in (1, 2):
+    for n in (1, 2, "fsdp2"):
         train(folder, f"lora-{n}", *lora, processes=n)
     assert_one(folder, "lora-1", "lora-2")
+    assert_one(folder, "lora-1", "lora-fsdp2")
 
 
 def test_two_processes_are_one_a_step_ahead_and_one_goes_on_where_two_stopped(folder):
@@ -152,28 +171,33 @@ PREFER = ["optim.lr=0.001", "data.eval=null", "report=false"]
 def test_two_processes_prefer_as_one_though_one_of_them_finds_no_pair(folder):
     reward = f"rewards=[{{kind: function, function: '{folder / 'reward.py'}:first_half', low: 0, high: 1}}]"
     given = [*PREFER, reward, "objective.min_gap=0.01", "rollout.max_new_tokens=60"]
-    for n in (1, 2):
+    for n in (1, 2, "fsdp2"):
         train(folder, f"best-{n}", *given, processes=n, recipe="dpo")
-    assert_same(folder, "best-1", "best-2", lines=3)
+    for n in (2, "fsdp2"):
+        assert_same(folder, "best-1", f"best-{n}", lines=3)
     kept = [line["pairs/kept"] for line in metrics(folder / "best-2")]
     assert max(kept) > 0 and all(line["pairs/small_gap"] >= 2 for line in metrics(folder / "best-2"))
 
 
-def test_two_processes_share_the_cached_reference_and_the_held_out_pairs(folder):
+def test_processes_share_the_cached_reference_and_the_held_out_pairs_even_those_that_get_none(folder):
+    """Of four processes one has no held-out pair."""
     rows = [
-        write_rows(folder / f"{name}.jsonl", preference_rows(5, first=first)) for name, first in (("a", 0), ("b", 300))
+        write_rows(folder / f"{name}.jsonl", preference_rows(count, first=first))
+        for name, count, first in (("a", 5, 0), ("b", 3, 300))
     ]
     given = [*PREFER, "rewards=[]", "objective.min_gap=0", "objective.mode=offline", "objective.reference=cached"]
     given += [f"data.train={rows[0]}", f"data.dev={rows[1]}", "objective.scope=all", "lora.rank=4", "optim.lr=0.005"]
-    for n in (1, 2):
+    for n in LAUNCHERS:
         cache = f"objective.reference_cache={folder / f'reference-{n}'}"
         train(folder, f"offline-{n}", *given, cache, processes=n, recipe="dpo")
-    assert_same(folder, "offline-1", "offline-2", lines=4)  # one before training
-    names = [sorted(path.name for path in (folder / f"reference-{n}").iterdir()) for n in (1, 2)]
-    assert names[0] == names[1] and len(names[0]) == 2
-    for name in names[0]:
-        one, two = (load_file(folder / f"reference-{n}" / name)["logp"] for n in (1, 2))
-        torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-6)
+    names = {path.name for path in (folder / "reference-1").iterdir()}
+    assert len(names) == 2
+    for n in (2, 4, "fsdp2"):
+        assert_same(folder, "offline-1", f"offline-{n}", lines=4)  # one before training
+        assert {path.name for path in (folder / f"reference-{n}").iterdir()} == names
+        for name in names:
+            one, more = (load_file(folder / f"reference-{m}" / name)["logp"] for m in (1, n))
+            torch.testing.assert_close(one, more, rtol=1e-6, atol=1e-6)
 
 
 def test_two_processes_are_one_though_one_of_them_has_nothing_spoken(folder):
@@ -227,15 +251,20 @@ def test_a_step_that_cannot_be_shared_evenly_is_one_clear_line(folder):
     assert not (folder / "uneven").exists()
 
 
+def await_file(file: Path, process: subprocess.Popen) -> None:
+    """Until a process has written it."""
+    deadline = time.monotonic() + HANGS
+    while not file.exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_ctrl_c_in_one_process_stops_both_after_the_same_step(folder):
     process = subprocess.Popen(
         command(folder, "stopped", "steps=1000", "data.eval=null", processes=2), stderr=subprocess.PIPE, text=True
     )
     try:
-        deadline = time.monotonic() + HANGS
-        while not (folder / "stopped/metrics.jsonl").exists():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
+        await_file(folder / "stopped/metrics.jsonl", process)
         workers = psutil.Process(process.pid).children()
         [second] = [worker for worker in workers if worker.environ().get("RANK") == "1"]
         second.send_signal(signal.SIGINT)
@@ -245,3 +274,71 @@ def test_ctrl_c_in_one_process_stops_both_after_the_same_step(folder):
     assert process.returncode == 1 and "--resume" in said
     steps = len(metrics(folder / "stopped"))
     assert (folder / f"stopped/checkpoints/step-{steps}/state.json").exists()
+
+
+def test_when_one_process_is_killed_all_end_and_others_go_on_however_they_share_the_network(folder):
+    """Killed in step 2, which its reward holds up until then. One process goes on, or two with FSDP2 and one after."""
+    given = ["data.eval=null", "report=false", "checkpoint.every=1", "optim.lr=0.002", "optim.schedule=constant"]
+    train(folder, "whole", *given, processes=1)
+    until_told = f"rewards=[{{kind: function, function: '{folder / 'reward.py'}:until_told', low: 0, high: 1}}]"
+    process = subprocess.Popen(command(folder, "killed", *given, until_told, processes=2), stderr=subprocess.PIPE)
+    try:
+        await_file(folder / "killed/checkpoints/step-1/state.json", process)
+        workers = psutil.Process(process.pid).children()
+        [second] = [worker for worker in workers if worker.environ().get("RANK") == "1"]
+        second.kill()
+        process.communicate(timeout=HANGS)
+    finally:
+        process.terminate()
+    assert process.returncode == 1
+    psutil.wait_procs(workers, timeout=HANGS)
+    assert not any(worker.is_running() for worker in workers)
+    (folder / "told").touch()
+    shutil.copytree(folder / "killed", folder / "again")
+    train(folder, "killed", *given, until_told, "--resume", processes=1)
+    assert_one(folder, "whole", "killed")
+    train(folder, "again", *given, until_told, "steps=2", "--resume", processes="fsdp2")
+    train(folder, "again", *given, until_told, "--resume", processes=1)
+    assert_one(folder, "whole", "again")
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [
+        (signal.SIGSTOP, "process 1 of the run has given no sign of life for 20 s; process 0 ends too"),
+        (signal.SIGKILL, "another process of the run has ended"),
+    ],
+)
+def test_a_process_that_is_gone_ends_all_where_no_launcher_sees_to_it(folder, end, reason):
+    """As between machines. One that is stopped closes no connection, like a machine that is cut off."""
+    program = "import elocute.training.pulse as pulse; pulse.BEAT, pulse.PATIENCE = 0.5, 40\n"
+    program += "from elocute.cli.app import main; main()"
+    words = command(folder, end.name, "steps=100000", "data.eval=null", "report=false", processes=1)
+    words = [sys.executable, "-c", program, *words[words.index("train") :]]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(listener.getsockname()[1]), "OMP_NUM_THREADS": "1"}
+    shared |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    first, second = (
+        subprocess.Popen(
+            words,
+            env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    )
+    try:
+        await_file(folder / end.name / "metrics.jsonl", first)
+        second.send_signal(end)
+        _, said = first.communicate(timeout=HANGS)
+        assert first.returncode == 1
+        [line] = [line for line in said.splitlines() if reason in line]
+        assert line.endswith("the same command with --resume goes on")
+        assert "src/elocute" not in said
+        second.send_signal(signal.SIGCONT)
+        second.communicate(timeout=HANGS)
+        assert second.returncode == (1 if end == signal.SIGSTOP else -signal.SIGKILL)
+    finally:
+        first.kill()
+        second.kill()

@@ -1,4 +1,7 @@
-"""Checkpoints: safetensors and JSON, written whole or not at all, enough to go on byte for byte."""
+"""Checkpoints: safetensors and JSON, written whole or not at all, enough to go on byte for byte.
+
+They hold whole tensors, however the processes that wrote them shared the network: any number of others reads them.
+"""
 
 import json
 import os
@@ -10,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from elocute.errors import InputError
+from elocute.training.share import part_like, whole
 
 AHEAD = "rollouts.safetensors"
 
@@ -25,13 +29,22 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     state: dict,
     ahead: Mapping[str, torch.Tensor] | None = None,
+    *,
+    write: bool = True,
 ) -> None:
-    """Write `folder` (…/step-N) atomically: a reader sees all of it or none of it. ahead: see training/collector.py."""
+    """Write `folder` (…/step-N) atomically: a reader sees all of it or none of it. ahead: see training/collector.py.
+
+    Where processes hold parts of the tensors, all must call it; `write`: which one writes.
+    """
+    weights = _gathered(trainable(module), write)
+    tensors, numbers = _split_optimizer(optimizer.state_dict())
+    tensors = _gathered(tensors, write)
+    if not write:
+        return
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file({name: p.detach().contiguous() for name, p in trainable(module).items()}, partial / "model.safetensors")
-    tensors, numbers = _split_optimizer(optimizer.state_dict())
+    save_file(weights, partial / "model.safetensors")
     save_file(tensors, partial / "optimizer.safetensors")
     (partial / "state.json").write_text(json.dumps(state | {"optimizer": numbers}, indent=1) + "\n")
     if ahead:
@@ -47,7 +60,9 @@ def load_checkpoint(folder: Path, module: torch.nn.Module, optimizer: torch.opti
     """Put weights and optimiser back; returns the state that was saved with them."""
     state = json.loads((folder / "state.json").read_text())
     load_weights(folder, module)
-    optimizer.load_state_dict(_join_optimizer(load_file(folder / "optimizer.safetensors"), state.pop("optimizer")))
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    tensors = load_file(folder / "optimizer.safetensors")
+    optimizer.load_state_dict(_join_optimizer(tensors, state.pop("optimizer"), parameters))
     return state
 
 
@@ -70,7 +85,7 @@ def load_weights(folder: Path, module: torch.nn.Module) -> None:
             )
     with torch.no_grad():
         for name, parameter in current.items():
-            parameter.copy_(saved[name])
+            parameter.copy_(part_like(saved[name], parameter))
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -87,20 +102,27 @@ def prune_checkpoints(folder: Path, keep: int, best: int | None = None) -> None:
             shutil.rmtree(path)
 
 
+def _gathered(tensors: dict[str, torch.Tensor], keep: bool) -> dict[str, torch.Tensor]:
+    """Tensors whole, in main memory; nothing where they are not kept, and never more than one of them beside that."""
+    found = {}
+    for name, tensor in tensors.items():
+        value = whole(tensor.detach())
+        if keep:
+            found[name] = value.cpu().contiguous()
+    return found
+
+
 def _split_optimizer(state: dict) -> tuple[dict[str, torch.Tensor], dict]:
-    tensors = {
-        f"{index}.{name}": value.detach().contiguous()
-        for index, values in state["state"].items()
-        for name, value in values.items()
-    }
+    tensors = {f"{index}.{name}": value for index, values in state["state"].items() for name, value in values.items()}
     return tensors, {"param_groups": state["param_groups"]}
 
 
-def _join_optimizer(tensors: dict[str, torch.Tensor], numbers: dict) -> dict:
+def _join_optimizer(tensors: dict[str, torch.Tensor], numbers: dict, parameters: list[torch.Tensor]) -> dict:
     state: dict[int, dict] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
+        like = parameters[int(index)]
+        state.setdefault(int(index), {})[name] = part_like(value, like) if value.shape == like.shape else value
     return {"state": state, "param_groups": numbers["param_groups"]}
 
 

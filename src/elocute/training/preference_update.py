@@ -16,7 +16,8 @@ from elocute.objectives.dpo import PairLosses, answer_logprobs, modality_sums, p
 from elocute.objectives.tokens import modality_weights, scope_mask, token_coefficients
 from elocute.recipe.schema import Dpo, Recipe
 from elocute.training.pairs import Pair
-from elocute.training.update import Totals, synchronise
+from elocute.training.share import synchronise
+from elocute.training.update import Totals
 
 Score = Callable[[Batch], torch.Tensor]
 """Log-probs [N] of a batch's selected tokens, under the policy or the reference."""

@@ -4,13 +4,14 @@ from collections.abc import Callable, Sequence
 
 from elocute.data.rows import read_rows
 from elocute.data.types import Example
-from elocute.errors import InputError
+from elocute.errors import InputError, RunError
 from elocute.evaluation.evaluate import evaluate, read_eval, read_eval_rows, write_eval
 from elocute.evaluation.independent import check_label_listeners
 from elocute.evaluation.read_aloud import evaluate_aloud, read_rows_to_read
 from elocute.models import reads_aloud
 from elocute.recipe import Recipe
 from elocute.rollout import Sampling
+from elocute.training import pulse
 from elocute.training.trainer import Trainer
 
 Progress = Callable[[str, int, int, dict], None]
@@ -29,6 +30,14 @@ def run(recipe: Recipe, *, resume: bool = False, progress: Progress = lambda *_:
             trainer.save_model()
             if held_out:
                 evaluate_once(trainer, held_out, "after", progress)
+        trainer.pulse.leave()
+    except RuntimeError as error:
+        if trainer.accelerator.num_processes == 1 or not pulse.ended(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise RunError(
+            f"another process of the run has ended ({reason}); the same command with --resume goes on"
+        ) from error
     finally:
         trainer.close()
     return finished

@@ -9,7 +9,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import InitProcessGroupKwargs
+from torch.distributed.fsdp import FSDPModule
 
 from elocute.data.cache import EncodedAudio
 from elocute.data.rows import check_rows, read_rows
@@ -37,9 +38,11 @@ from elocute.training.metrics import experience_metrics, flat, lambda_metrics, l
 from elocute.training.policy import Reference, load_policy
 from elocute.training.preference import Preference
 from elocute.training.preference import Progress as Stages
+from elocute.training.pulse import Pulse
 from elocute.training.run_folder import RunFolder
 from elocute.training.samples import write_step_samples
 from elocute.training.schedule import learning_rate
+from elocute.training.share import check_launch, in_parts, make_accelerator, share, whole
 from elocute.training.update import Rows, Update
 from elocute.training.watch import Watch
 
@@ -54,15 +57,18 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, *, resume: bool = False, progress: Stages = lambda *_: None):
         # 1. the folder and the rows, before anything heavy
+        check_launch()
         self.recipe, self.folder = recipe, RunFolder(recipe.run_dir)
-        self.accelerator = Accelerator(
+        self.accelerator = make_accelerator(
             cpu=not torch.cuda.is_available(),
             log_with=list(recipe.trackers) or None,
             project_dir=str(self.folder.path),
             mixed_precision="no",
             # One process evaluates while the others wait; the default of ten minutes would end a long evaluation.
+            # Who waits for one that is gone is ended by the pulse.
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
         )
+        self.pulse = Pulse(self.accelerator.process_index, self.accelerator.num_processes)
         self.folder.check(recipe, resume=resume)
         self.examples = read_rows(recipe.data.train, recipe.data.prompt_seconds)
         held_out = read_rows(recipe.data.dev, recipe.data.prompt_seconds) if recipe.data.dev else []
@@ -84,11 +90,13 @@ class Trainer:
         else:
             check_rows(self.examples, self._encode)
             check_room(self.lm, self.lengths, recipe.rollout.max_new_tokens)
-        parameters = [p for p in policy.parameters() if p.requires_grad]
+        self.raw_policy, self.policy = policy, share(policy, self.accelerator)
         optim = recipe.optim
-        optimizer = torch.optim.AdamW(parameters, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
-        self.policy, self.optimizer = self.accelerator.prepare(policy, optimizer)
-        self.raw_policy = policy
+        with in_parts(self.policy):
+            parameters = [p for p in policy.parameters() if p.requires_grad]
+            self.optimizer = torch.optim.AdamW(
+                parameters, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay
+            )
         if self.preference is not None:
             self.preference.prepare(self.policy, progress)
         else:
@@ -131,8 +139,13 @@ class Trainer:
         """Write the trained model to the run's model/ folder: with data.dev the best step's, else the last one's."""
         if self.accelerator.is_main_process:
             best = self.preference.best if self.preference else None
-            if best is not None:
-                load_weights(self.folder.checkpoints / f"step-{best['step']}", self.raw_policy)
+            checkpoint = self.folder.checkpoints / f"step-{best['step'] if best else self.step}"
+            if isinstance(self.policy, FSDPModule):  # which saves nothing but parts
+                whole_policy = load_policy(self.recipe).to(self.accelerator.device)
+                load_weights(checkpoint, whole_policy)
+                self.lm = whole_policy.lm
+            elif best is not None:
+                load_weights(checkpoint, self.raw_policy)
             partial = self.folder.model.with_name("model.partial")
             self.lm.save(partial)
             shutil.rmtree(self.folder.model, ignore_errors=True)
@@ -222,11 +235,13 @@ class Trainer:
         """Step along the gradient in the parameters; returns its norm before clipping."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe, self.step)
-        norm = float(self.accelerator.clip_grad_norm_(self.policy.parameters(), self.recipe.optim.clip_norm))
-        if not math.isfinite(norm):
-            raise RunError(f"step {self.step + 1}: the gradient is {norm}; the last checkpoint is whole")
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        with in_parts(self.policy):
+            norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.recipe.optim.clip_norm)
+            norm = float(whole(norm))
+            if not math.isfinite(norm):
+                raise RunError(f"step {self.step + 1}: the gradient is {norm}; the last checkpoint is whole")
+            self.optimizer.step()
+            self.optimizer.zero_grad()
         return norm
 
     def target_rows(self, examples: list[Example]) -> Rows:
@@ -272,17 +287,19 @@ class Trainer:
     def _save(self) -> None:
         self.accelerator.wait_for_everyone()
         ahead = self.collector.state() if self.collector else {}
-        if self.accelerator.is_main_process:
-            best = self.preference.best if self.preference else None
-            state = {"step": self.step} | ({"best": best} if self.preference else {"mixing": self.mixing.state_dict()})
-            folder = self.folder.checkpoints / f"step-{self.step}"
-            save_checkpoint(folder, self.raw_policy, self.optimizer, state, ahead)
+        best, main = self.preference.best if self.preference else None, self.accelerator.is_main_process
+        state = {"step": self.step} | ({"best": best} if self.preference else {"mixing": self.mixing.state_dict()})
+        folder = self.folder.checkpoints / f"step-{self.step}"
+        with in_parts(self.policy):
+            save_checkpoint(folder, self.raw_policy, self.optimizer, state, ahead, write=main)
+        if main:
             prune_checkpoints(self.folder.checkpoints, self.recipe.checkpoint.keep, best and best["step"])
 
     def _restore(self) -> None:
         found = latest_checkpoint(self.folder.checkpoints)
         if found is not None:
-            state = load_checkpoint(found, self.raw_policy, self.optimizer)
+            with in_parts(self.policy):
+                state = load_checkpoint(found, self.raw_policy, self.optimizer)
             self.step = state["step"]
             if self.collector is not None and self.step < self.recipe.steps:
                 self.collector.restore(self.step, load_ahead(found))

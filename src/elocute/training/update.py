@@ -4,7 +4,6 @@ Each component is Σ coefficient · weight · loss over all selected tokens of a
 component's own global normaliser, so micro-batches, padding and ranks do not change the result.
 """
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -17,6 +16,7 @@ from elocute.objectives.policy_gradient import policy_gradient, truncated_import
 from elocute.objectives.tokens import modality_weights, scope_mask, token_coefficients
 from elocute.recipe.schema import Recipe
 from elocute.training.policy import Reference, kl_per_token
+from elocute.training.share import synchronise
 
 
 @dataclass
@@ -197,8 +197,3 @@ class Update:
 
     def _jobs(self, rows, coefficients, loss_of):
         return [(loss_of, rows, coefficients, piece) for piece in self._pieces(rows)]
-
-
-def synchronise(accelerator: Accelerator, policy, last: bool):
-    """Gradients are averaged over ranks once, in the backward of the last micro-batch."""
-    return contextlib.nullcontext() if last else accelerator.no_sync(policy)
