@@ -55,6 +55,9 @@ class SpeechLM:
     """What it can be asked for. What reads aloud (models/reading.py) has a `template`, which `load_template` gives of a
     folder, without the weights."""
 
+    apart: Sequence[str] = ()
+    """How names of weights begin that lie in the folder and that its network does not train: of what hears or sees."""
+
     def __init__(self, model, layout: Layout, codec: Codec, settings: dict):
         self.model, self.layout, self.codec, self.settings = model, layout, codec, settings
         self.compute: torch.dtype | None = None
