@@ -128,12 +128,12 @@ class SpeechLM:
 
     def _replayed(self, answer, cells: list[int]):
         """An answer grown from its cells; None where they are not what is forced, or what no head can say."""
-        sizes = [head.weight.shape[0] for head in self.heads()]
-        while cells:
+        sizes, end = [head.weight.shape[0] for head in self.heads()], 0
+        while end < len(cells):
             if answer.done:
                 return None
             forced, known = answer.forced(), sizes[sum(self.streams[: answer.stage]) :]
-            step, cells = cells[: len(forced)], cells[len(forced) :]
+            step, end = cells[end : end + len(forced)], end + len(forced)
             fits = (cell < size and must in (None, cell) for cell, must, size in zip(step, forced, known, strict=False))
             if len(step) < len(forced) or not all(fits):
                 return None

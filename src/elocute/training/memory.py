@@ -127,10 +127,11 @@ def _update(recipe: Recipe, sizes: Sizes, lengths: Lengths, machine: Machine) ->
     """Of the largest micro-batch."""
     rows, answer = max(_batches(recipe, lengths, machine), key=lambda batch: batch[0] * batch[1])
     (words, width), layers = sizes.vocabulary, max(1, sizes.layers)
-    if recipe.gradient_checkpointing:  # what goes into each layer, and one layer whole
-        kept = rows * (lengths.prompt + answer) * (layers * width + sizes.activations // layers)
+    layer = sizes.activations // layers  # beside what is kept, the backward pass has a layer's gradients
+    if recipe.gradient_checkpointing:  # what goes into each layer is kept, and one layer computed again
+        kept = rows * (lengths.prompt + answer) * (layers * width + 2 * layer)
     else:  # a prompt is run once, each of its answers has a copy of its keys and values
-        kept = (rows * answer + -(-rows // _group(recipe)) * lengths.prompt) * sizes.activations
+        kept = (rows * answer + -(-rows // _group(recipe)) * lengths.prompt) * (sizes.activations + layer)
         kept += rows * lengths.prompt * sizes.keys_values
     head = 0 if recipe.lora else FLOAT * words * width
     return {"activations": kept * _width(recipe), "log-probs": head + _TILES + 2 * FLOAT * rows * answer * width}
