@@ -8,9 +8,10 @@ over the starter's units whose answers are always as long as they may be. Each p
 the CPU seconds of a step, the median of those after the first; memory is the growth of the process's peak since before
 the model was loaded. All of a step's rows are one micro-batch, so that memory grows as fast as it can.
 
-Of a curve y(x), what grows is y − y₀ over x − x₀, from its first point on; its exponent is the slope of the logarithms,
-by least squares over the three largest points: 1 is linear. Attention has a part that grows with the length squared;
-the lengths end where an answer is as long as the network is wide, which in a model of 7B is 3584.
+Each point has twice the last one's x, so that of y = c + a·xᵇ the growth from one point to the next is in proportion to
+xᵇ, whatever c is: the exponent b is the slope of its logarithm over that of x, by least squares over the three largest
+steps; 1 is linear. Attention has a part that grows with the length squared; the lengths end where an answer is as long
+as the network is wide, which in a model of 7B is 3584.
 
 Writes benchmarks/results/cost_curves.json, docs/images/cost_curves.svg and the table in docs/performance.md.
 """
@@ -140,11 +141,11 @@ def in_a_process(point: Point, steps: int) -> dict[str, float]:
 
 
 def exponent(x: Sequence[float], y: Sequence[float], fitted: int = FITTED) -> float | None:
-    """Of what y grows by from its first point on: the slope of log(y − y₀) over log(x − x₀) at the largest points.
+    """Of y's growth from each x to the next, twice as large, the slope of its logarithm over that of x at the largest.
 
     None where it does not grow.
     """
-    grown = [(a - x[0], b - y[0]) for a, b in zip(x, y, strict=True)][1:][-fitted:]
+    grown = [(a, later - now) for a, now, later in zip(x, y, y[1:], strict=False)][-fitted:]
     if any(b <= 0 for _, b in grown):
         return None
     a, b = ([math.log(pair[side]) for pair in grown] for side in (0, 1))

@@ -38,7 +38,8 @@ _CHARACTERS, _UNITS = 4, 12.5
 
 @dataclass(frozen=True)
 class Lengths:
-    """What rows say: steps of the longest prompt and of the longest answer to learn; rows evaluated at a time."""
+    """What rows say: steps of the longest prompt and of the longest answer to learn; how many rows are evaluated, a
+    batch of them at most."""
 
     prompt: int = 0
     answer: int = 0
@@ -77,7 +78,7 @@ def reckon(recipe: Recipe, sizes: Sizes, lengths: Lengths, machine: Machine) -> 
     moments = {
         "step": standing | {"gradients": gradients, "scratch": FLOAT * trained if machine.gpu else 0},
         "update": running | {"gradients": added} | _update(recipe, sizes, lengths, machine),
-        "evaluation": running | _sampling(recipe, sizes, lengths, lengths.evaluated),
+        "evaluation": running | _sampling(recipe, sizes, lengths, min(recipe.evaluation.batch, lengths.evaluated)),
     }
     if recipe.objective.samples:
         rows = _prompts(recipe, machine) * _group(recipe)
