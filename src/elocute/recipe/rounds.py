@@ -1,4 +1,4 @@
-"""What a recipe says about rounds of sampling, scoring, pairing and DPO."""
+"""What a recipe says about rounds."""
 
 from typing import Annotated, Literal
 

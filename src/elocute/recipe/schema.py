@@ -9,9 +9,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from elocute.recipe.ears import EarSpec, PocketSphinxSpec
 from elocute.recipe.rewards import LabelListenerSpec, RewardSpec, deciding, same_judge
 from elocute.recipe.rounds import Rounds
-from elocute.recipe.section import Positive, Section
+from elocute.recipe.section import Positive, Section, Weight
 
-Weight = Annotated[float, Field(ge=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Scope = Literal["all", "text", "speech"]
 
@@ -47,6 +46,9 @@ class Rollout(Section):
     """Then from the likeliest tokens that hold this share; 1: all."""
     importance_cap: Annotated[float, Field(gt=0, allow_inf_nan=True)] = 2.0
     """Cap of the truncated importance weight that corrects top-k/top-p and stale samplers."""
+    off_policy_steps: Annotated[int, Field(ge=0, le=1)] = 0
+    """1: while the rewards judge a step's answers, the next step's are sampled, by the policy before this step's
+    update, see docs/losses.md; 0: one after the other."""
 
 
 class RewardMix(Section):
@@ -338,6 +340,8 @@ class Recipe(Section):
     def _consistent(self) -> "Recipe":
         if self.objective.judges and not self.rewards:
             raise ValueError("rewards: expected at least one, the objective samples answers and must score them")
+        if self.rollout.off_policy_steps and not self.objective.judges:
+            raise ValueError("rollout.off_policy_steps: expected 0, no reward is waited for with this objective")
         if isinstance(self.objective, Hybrid):
             self._consistent_hybrid(self.objective)
         if self.data.eval:
