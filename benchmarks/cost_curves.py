@@ -143,10 +143,10 @@ def in_a_process(point: Point, steps: int) -> dict[str, float]:
 def exponent(x: Sequence[float], y: Sequence[float], fitted: int = FITTED) -> float | None:
     """Of y's growth from each x to the next, twice as large, the slope of its logarithm over that of x at the largest.
 
-    None where it does not grow.
+    None where it does not grow, or where there are less than two such steps.
     """
     grown = [(a, later - now) for a, now, later in zip(x, y, y[1:], strict=False)][-fitted:]
-    if any(b <= 0 for _, b in grown):
+    if len(grown) < 2 or any(b <= 0 for _, b in grown):
         return None
     a, b = ([math.log(pair[side]) for pair in grown] for side in (0, 1))
     middle = sum(a) / len(a)

@@ -71,8 +71,8 @@ def reckon(recipe: Recipe, sizes: Sizes, lengths: Lengths, machine: Machine) -> 
     standing["AdamW"] = 2 * FLOAT * trained
     if recipe.objective.uses_reference and recipe.lora is None:
         standing["reference"] = stored * sizes.weights
-    # Autocast keeps its copies as long as a forward pass lasts, and what the backward pass needs of them longer.
-    running = standing | ({"weights in bfloat16": 2 * sizes.weights} if _width(recipe) < stored else {})
+    # Autocast copies what is trained, for as long as a forward pass lasts; the backward pass keeps some of it longer.
+    running = standing | ({"weights in bfloat16": 2 * trained} if _width(recipe) < stored else {})
     gradients = FLOAT * trained * (2 if machine.processes > 1 else 1)  # torch's DDP has them again, in buckets
     added = gradients if _micro_batches(recipe, machine) > 1 else 0
     moments = {
@@ -101,7 +101,7 @@ def trained_numbers(recipe: Recipe, sizes: Sizes) -> int:
 
 def lengths_of(recipe: Recipe, examples: Sequence[Example]) -> Lengths:
     """The longest of some rows, evenly spread."""
-    rows, stores = examples[:: max(1, len(examples) // _ROWS)], {}
+    rows, stores = examples[:: max(1, -(-len(examples) // _ROWS))], {}
     prompts, answers, evaluated = [0], [0], 0
     for row in rows:
         heard = sum(_units(ref, stores) for ref in row.audios)
