@@ -126,6 +126,21 @@ def test_metrics_by_a_column():
     assert sum(part["answer_accuracy_text"].n for part in parts.values()) == len(rows)
 
 
+def test_each_row_is_looked_at_once_however_many_values_there_are():
+    class Columns(dict):
+        looks = 0
+
+        def get(self, *key):
+            Columns.looks += 1
+            return super().get(*key)
+
+    rows = judge(*MIXED * 4)
+    for place, row in enumerate(rows):
+        object.__setattr__(row.example, "columns", Columns(difficulty=place))
+    assert len(by_column(rows, "difficulty")) == len(rows)
+    assert Columns.looks == len(rows)
+
+
 def test_answers_as_files(tiny_lm, tmp_path):
     wav = "starter/audio/heldout-comparison-0000.question.wav"
     spoken, stored, silent = example("four", note=1), example(["four", "4"]), example("four")

@@ -153,6 +153,14 @@ def test_mcnemar_known_value_and_large_counts():
     assert stats.mcnemar_exact([True] * 5000, [False] * 5000) < 1e-300  # no overflow
 
 
+def test_mcnemar_of_very_many_rows_ends():
+    """Binomials of 400,000 are near the normal; as sums of whole coefficients they would take hours."""
+    ones, other = 199_500, 200_500
+    a, b = [True] * ones + [False] * other, [False] * ones + [True] * other
+    z = (other - ones - 1) / math.sqrt(ones + other)
+    assert stats.mcnemar_exact(a, b) == pytest.approx(math.erfc(z / math.sqrt(2)), rel=1e-3)
+
+
 @pytest.mark.parametrize("test", [stats.mcnemar_exact, lambda a, b: stats.paired_permutation(a, b, 0)])
 def test_paired_tests_need_pairs(test):
     with pytest.raises(ValueError, match="equally many"):

@@ -10,6 +10,7 @@ The fixtures lm, rows, prompts and groups are there for its own tests, too (conf
 
 import json
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +22,7 @@ from elocute.cli import app
 from elocute.data.cache import EncodedAudio
 from elocute.data.rows import each_row, read_rows
 from elocute.errors import InputError
-from elocute.models import check_model, load_model
+from elocute.models import check_model, load_model, sizes_of_model
 from elocute.models.batch import Batch, make_batch, pad_tokens
 from elocute.pipelines.sample import Answerer
 from elocute.recipe import load_recipe
@@ -39,12 +40,14 @@ OBJECTIVES = {
 
 class AdapterChecks:
     """still: how the names of tensors begin that no training here moves. written: what a target's text is read back as.
-    more: what else the recipe of a step with LoRA says. control: a token that no row may hold."""
+    more: what else the recipe of a step with LoRA says. control: a token that no row may hold. least: the share of
+    its trained weights that its files' headers are known to tell of."""
 
     still: tuple[str, ...] = ()
     written = "hel"
     more: tuple[str, ...] = ()
     control = "<|im_end|>"
+    least = 0.9
 
     def tensors(self, folder: Path) -> dict[str, torch.Tensor]:
         """All weights of a folder, those that are only computed left out."""
@@ -56,6 +59,9 @@ class AdapterChecks:
     def test_the_published_folder_is_enough(self, folder, lm):
         check_model(folder)
         assert lm.settings == {} and not (folder / "elocute.json").exists()
+
+    def test_its_files_say_how_large_it_is(self, folder, lm, prompts):
+        check_size(folder, lm, prompts, self.least)
 
     @pytest.mark.parametrize("share_prompts", [True, False])
     def test_score_is_sample(self, lm, groups, share_prompts):
@@ -249,3 +255,15 @@ def take(cells, count: int) -> list[tuple[int, bool]]:
 def as_list(unit):
     """A unit, or a frame of several codebooks."""
     return list(unit) if isinstance(unit, tuple) else unit
+
+
+def check_size(folder: Path, lm, prompts, least: float = 0.9) -> None:
+    """What a folder's files say is what decoding keeps, and what is trained or at `least` this share of it."""
+    sizes, network = sizes_of_model(folder), dict(lm.model.named_parameters())
+    trained = {name: weight.numel() for name, weight in network.items() if weight.requires_grad and not lm.idle(name)}
+    assert least * sum(trained.values()) < sizes.weights < 1.05 * sum(trained.values())
+    [decoder] = islice(lm.decoders(prompts, 1, [lm.cursor(prompt) for prompt in prompts]), 1)
+    if hasattr(decoder, "cache"):
+        kept = sum(layer.keys.numel() + layer.values.numel() for layer in decoder.cache.layers) / decoder.mask.numel()
+        assert kept <= sizes.keys_values <= 3 * kept  # a second stage keeps its own
+    assert sizes.vocabulary in {tuple(weight.shape) for weight in network.values()} and sizes.activations

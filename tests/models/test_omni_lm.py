@@ -19,7 +19,7 @@ from elocute.rollout import Sampling, sample_groups
 from elocute.training.policy import Policy
 from elocute.training.trainer import Trainer
 from tests.contracts import qwen_omni
-from tests.models.adapter_checks import comes_back, said
+from tests.models.adapter_checks import check_size, comes_back, said
 
 LENGTH = 14
 ENDS = [qwen_omni.END, 256, *range(100, 185)]  # bytes that no test writes
@@ -74,6 +74,10 @@ def groups(lm, prompts):
     found = sample_groups(lm, prompts, seeds, Sampling(LENGTH, 0.9))
     assert sum(not rollout.tokens.text.all() for group in found for rollout in group) > 4  # some come to speak
     return found
+
+
+def test_its_files_say_how_large_it_is(folder, lm, prompts):
+    check_size(folder, lm, prompts)
 
 
 def test_the_published_folder_is_enough(folder, lm):

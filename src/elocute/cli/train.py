@@ -52,6 +52,8 @@ def _dry_run(recipe, resume: bool, as_json: bool) -> None:
     from elocute.models import check_model
     from elocute.recipe import dump_recipe
     from elocute.recipe.schema import Dpo
+    from elocute.training.fitting import check_memory
+    from elocute.training.machine import Machine
     from elocute.training.pairs import check_answers
     from elocute.training.run import read_held_out
     from elocute.training.run_folder import RunFolder
@@ -66,13 +68,18 @@ def _dry_run(recipe, resume: bool, as_json: bool) -> None:
         check_rows(examples, lambda example: check_answers(example, recipe.objective.mode))
         check_rows(held_out, lambda example: check_answers(example, "offline"))
     check_model(recipe.model, examples)
+    machine = Machine.here()
+    need = check_memory(recipe, examples, machine)
     if recipe.objective.judges:
         _check_rewards(recipe, examples)
     if as_json:
-        print(json.dumps({"recipe": recipe.model_dump(mode="json"), "rows": rows}))
+        memory = {"needed": need and need.bytes, "free": machine.bytes}
+        print(json.dumps({"recipe": recipe.model_dump(mode="json"), "rows": rows, "memory": memory}))
     else:
         print(dump_recipe(recipe), end="")
         print("# checked: " + ", ".join(f"{name} has {count} rows" for name, count in rows.items()))
+        if need is not None and machine.bytes is not None:
+            print(f"# memory: a process needs {need}, it has {machine}")
 
 
 def _check_rewards(recipe, examples) -> None:

@@ -109,5 +109,7 @@ def summarise(rows: Sequence[Row], seed: int = 0) -> dict[str, Estimate]:
 
 def by_column(rows: Sequence[Row], column: str) -> dict[str, dict[str, Estimate]]:
     """The metrics by a column of the rows, such as `difficulty`."""
-    values = sorted({str(row.example.columns.get(column)) for row in rows})
-    return {v: summarise([row for row in rows if str(row.example.columns.get(column)) == v]) for v in values}
+    parts: dict[str, list[Row]] = {}
+    for row in rows:
+        parts.setdefault(str(row.example.columns.get(column)), []).append(row)
+    return {value: summarise(parts[value]) for value in sorted(parts)}

@@ -135,14 +135,23 @@ def paired_permutation(a: Sequence[float], b: Sequence[float], seed: int) -> flo
 
 
 def mcnemar_exact(a: Sequence[bool], b: Sequence[bool]) -> float:
-    """p that two systems are right equally often on the same items: the exact binomial on those where they disagree."""
+    """p that two systems are right equally often on the same items: the exact binomial on those where they disagree.
+
+    The tail is summed from its largest term on, each a ratio of the one before: linear in the items, where whole
+    binomial coefficients, of n digits, are not.
+    """
     if len(a) != len(b):
         raise ValueError(f"a paired test needs equally many values, got {len(a)} and {len(b)}")
     only_a = sum(bool(x) and not y for x, y in zip(a, b, strict=True))
     only_b = sum(bool(y) and not x for x, y in zip(a, b, strict=True))
-    n = only_a + only_b
-    tail = sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1))
-    return min(1.0, 2 * tail / 2**n)
+    n, k = only_a + only_b, min(only_a, only_b)
+    largest = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2)
+    term, tail = 1.0, 1.0
+    while k and term > 1e-17 * tail:
+        term *= k / (n - k + 1)
+        tail += term
+        k -= 1
+    return min(1.0, 2 * math.exp(largest) * tail)
 
 
 def t_quantile(degrees: int) -> float:

@@ -11,13 +11,14 @@ from elocute.errors import InputError
 from elocute.models import interleaved, unit_lm
 from elocute.models.interleaved import InterleavedLM
 from elocute.models.reading import Template, has_labels
+from elocute.models.sizes import Sizes, sizes_of
 from elocute.models.speech_lm import PUBLISHED, SpeechLM, beside, read_settings
 from elocute.models.tts_lm import TtsLM
 from elocute.models.unit_lm import UnitLM
 
 __all__ = [
     "InterleavedLM", "SpeechLM", "TtsLM", "UnitLM", "check_answers_questions", "check_model", "codec_folder",
-    "kind_of", "load_model", "load_speaker", "load_template", "reads_aloud",
+    "kind_of", "load_model", "load_speaker", "load_template", "reads_aloud", "sizes_of_model",
 ]  # fmt: skip
 
 _CLASSES = {"interleaved": InterleavedLM, "units": UnitLM, "tts": TtsLM}
@@ -27,6 +28,11 @@ _VOCABULARIES = {"interleaved": interleaved.load_vocabulary, "units": unit_lm.lo
 def load_model(folder: str | Path, *, dtype: torch.dtype | str = torch.float32) -> SpeechLM:
     """Load a speech LM by its folder, on the CPU. dtype "auto": the weights' own."""
     return _class_of(folder).load(folder, dtype=dtype)
+
+
+def sizes_of_model(folder: str | Path) -> Sizes:
+    """How large the network of a model folder is; nothing is loaded. InputError where its files do not say."""
+    return sizes_of(folder, _class_of(folder).apart)
 
 
 def check_model(folder: str | Path, examples: Sequence[Example] = ()) -> None:

@@ -94,6 +94,7 @@ class CsmLM(FrameLM):
     """A CSM that reads aloud. Its prompts are int64 [P, 1 + codebooks], see models/csm_prompt.py."""
 
     reads_aloud, takes_questions = True, False
+    apart = ("codec_model.",)
     load_template = staticmethod(load_template)
 
     def __init__(self, network, template: CsmTemplate, codec: MimiCodec, folder: Path):

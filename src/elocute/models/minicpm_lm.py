@@ -50,6 +50,7 @@ class MiniCPMLM(SpeechLM):
     """A MiniCPM-o 2.6 that answers in text and speech, and reads aloud."""
 
     reads_aloud = True
+    apart = ("vpm.", "resampler.", "apm.", "tts.dvae.", "tts.model.embed_tokens.weight")
 
     def __init__(self, network: MiniCPMO, template: ChatTemplate, reader, codec: ChatTTSCodec):
         config, control = network.config, template.tokens

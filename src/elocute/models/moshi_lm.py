@@ -114,6 +114,8 @@ class MoshiLM(FrameLM):
     Its prompts are int64 [P, 1 + 2 · codebooks]: text, Moshi's codes and the user's, frame by frame, none delayed.
     """
 
+    apart = ("audio_encoder.",)
+
     def __init__(self, network, tokenizer, codec: MimiCodec, folder: Path):
         padding, before_word = marks_of(folder, tokenizer)
         super().__init__(network, Layout(tuple(codec.silence().tolist()), padding, before_word), codec, {})

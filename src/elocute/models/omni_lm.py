@@ -55,6 +55,7 @@ class OmniLM(SpeechLM):
     """A Qwen2.5-Omni that answers in text and speech."""
 
     streams = (1, 1)
+    apart = ("thinker.audio_tower.", "thinker.visual.", "token2wav.")
 
     def __init__(self, network: Omni, template: ChatTemplate, ear: Ear, voice: Voice, settings: dict):
         talker = network.config.talker_config

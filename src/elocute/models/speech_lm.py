@@ -54,6 +54,9 @@ class SpeechLM:
     """What it can be asked for. What reads aloud (models/reading.py) has a `template`, which `load_template` gives of a
     folder, without the weights."""
 
+    apart: Sequence[str] = ()
+    """How names of weights begin that lie in the folder and that its network does not train: of what hears or sees."""
+
     def __init__(self, model, layout: Layout, codec: Codec, settings: dict):
         self.model, self.layout, self.codec, self.settings = model, layout, codec, settings
         self.compute: torch.dtype | None = None
@@ -124,12 +127,12 @@ class SpeechLM:
 
     def _replayed(self, answer, cells: list[int]):
         """An answer grown from its cells; None where they are not what is forced, or what no head can say."""
-        sizes = [head.weight.shape[0] for head in self.heads()]
-        while cells:
+        sizes, end = [head.weight.shape[0] for head in self.heads()], 0
+        while end < len(cells):
             if answer.done:
                 return None
             forced, known = answer.forced(), sizes[sum(self.streams[: answer.stage]) :]
-            step, cells = cells[: len(forced)], cells[len(forced) :]
+            step, end = cells[end : end + len(forced)], end + len(forced)
             fits = (cell < size and must in (None, cell) for cell, must, size in zip(step, forced, known, strict=False))
             if len(step) < len(forced) or not all(fits):
                 return None

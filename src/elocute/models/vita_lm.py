@@ -124,6 +124,8 @@ class Layout:
 class VitaLM(SpeechLM):
     """A VITA-Audio that answers in text and speech."""
 
+    apart = ("model.audio_model.", "model.mtp_")
+
     def __init__(self, network, tokens: vita.VitaTokens, codec, ears: vita.UserAudio | None, folder: Path):
         super().__init__(network, Layout(tokens), codec, {})
         self.tokens, self.tokenizer, self.ears, self.folder = tokens, tokens.tokenizer, ears, folder

@@ -311,6 +311,8 @@ class Recipe(Section):
     """Of the computation; weights that are trained, log-probs and statistics are float32 either way."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, slower."""
+    memory_check: bool = True
+    """Refuse to start what will not fit into memory, see docs/performance.md; false: start it all the same."""
     data: Data
     rollout: Rollout = Rollout()
     rewards: list[RewardSpec] = []

@@ -19,7 +19,7 @@ from elocute.errors import InputError
 from elocute.recipe import Recipe, dump_recipe
 from elocute.recipe.rewards import without_means
 
-FREE_TO_CHANGE = ("run_dir", "steps", "checkpoint", "trackers", "report", "samples_every")
+FREE_TO_CHANGE = ("run_dir", "steps", "checkpoint", "trackers", "report", "samples_every", "memory_check")
 """Keys that may differ when a run is continued; any other would make it another run."""
 
 

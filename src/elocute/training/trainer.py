@@ -34,6 +34,7 @@ from elocute.training.checkpoint import (
 from elocute.training.collector import Collector
 from elocute.training.credit import blame, check_credit, credit_weights, unit_credit, unit_credits, word_credit
 from elocute.training.experience import Experience, my_prompts, step_examples
+from elocute.training.fitting import check_memory
 from elocute.training.metrics import experience_metrics, flat, lambda_metrics, loss_metrics
 from elocute.training.policy import Reference, load_policy
 from elocute.training.preference import Preference
@@ -77,6 +78,7 @@ class Trainer:
         if recipe.objective.judges:
             self.mixer = build_mixer(recipe.rewards, recipe.reward_mix, recipe.listen)
             self.mixer.check(self.examples)
+        check_memory(recipe, self.examples)
         # 2. the model, its reference, the optimiser
         policy = load_policy(recipe)
         self.lm = policy.lm

@@ -85,10 +85,10 @@ class Layout:
 
     def read(self, ids: Sequence[int], given: torch.Tensor | None = None) -> Answer:
         """Replay an answer's cells."""
-        answer, cells = self.cursor(given), list(map(int, ids))
-        while cells and not answer.done:
+        answer, cells, end = self.cursor(given), list(map(int, ids)), 0
+        while end < len(cells) and not answer.done:
             count = len(answer.forced())
-            step, cells = cells[:count], cells[count:]
+            step, end = cells[end : end + count], end + count
             if len(step) == count:
                 answer.push(*step)
         return answer

@@ -1,0 +1,59 @@
+"""How large a model is, from what its files say: as many numbers as are there once it is loaded, and none made."""
+
+import re
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig, Qwen2Config
+from transformers.cache_utils import DynamicCache
+
+from elocute.errors import InputError
+from elocute.models.sizes import sizes_by_config, sizes_of
+
+SMALL = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+
+
+def test_a_model_of_7_billion_by_hand():
+    """Qwen2.5-7B: its widths by its config.json, the counts by pencil."""
+    config = Qwen2Config(
+        vocab_size=152_064, hidden_size=3584, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4,
+        intermediate_size=18_944, tie_word_embeddings=False,
+    )  # fmt: skip
+    sizes = sizes_by_config(config)
+    attention = 2 * 3584 * 3584 + 2 * 512 * 3584 + 3584 + 2 * 512
+    layer = attention + 3 * 3584 * 18_944 + 2 * 3584
+    assert sizes.weights == 2 * 152_064 * 3584 + 28 * layer + 3584 == 7_615_616_512
+    assert (sizes.layers, sizes.vocabulary) == (28, (152_064, 3584))
+    assert sizes.keys_values == 28 * 2 * 4 * 128
+    assert sizes.activations == 28 * (9 * 3584 + 2 * 512 + 3 * 18_944)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LlamaConfig(**SMALL, intermediate_size=48, num_key_value_heads=2, tie_word_embeddings=True),
+        OPTConfig(**SMALL, ffn_dim=48, word_embed_proj_dim=32),
+        GPT2Config(vocab_size=50, n_embd=32, n_layer=3, n_head=4),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_they_are_those_of_the_network(config, tmp_path):
+    network = AutoModelForCausalLM.from_config(config)
+    network.save_pretrained(tmp_path)
+    sizes = sizes_of(tmp_path)
+    assert sizes.weights == sum(weight.numel() for weight in network.parameters()) == sizes_by_config(config).weights
+    cache = network(torch.tensor([[1, 2]]), use_cache=True).past_key_values
+    assert isinstance(cache, DynamicCache)
+    kept = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
+    assert sizes.keys_values * 2 == kept
+    assert sizes.layers == 3
+
+
+def test_without_safetensors_the_config_says_it(tmp_path):
+    config = LlamaConfig(**SMALL, intermediate_size=48)
+    config.save_pretrained(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"never read")
+    assert sizes_of(tmp_path).weights == sizes_by_config(AutoConfig.from_pretrained(tmp_path)).weights
+    (tmp_path / "config.json").write_text('{"model_type": "none of these"}')
+    with pytest.raises(InputError, match=re.escape(f"{tmp_path}: neither")):
+        sizes_of(tmp_path)

@@ -1,0 +1,113 @@
+"""What a run needs of memory: by hand for a model of 7B, and beside what real runs took."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from transformers import Qwen2Config
+
+from benchmarks.cost_curves import Point, write_recipe
+from elocute.data.types import AudioRef, Example, Message
+from elocute.models.sizes import Sizes, sizes_by_config
+from elocute.recipe import load_recipe
+from elocute.training.machine import GIB, Machine
+from elocute.training.memory import Lengths, lengths_of, reckon, trained_numbers
+
+GPU = Machine(80 * GIB, gpu=True)
+
+
+@pytest.fixture(scope="module")
+def qwen() -> Sizes:
+    config = Qwen2Config(
+        vocab_size=152_064, hidden_size=3584, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4,
+        intermediate_size=18_944, tie_word_embeddings=False,
+    )  # fmt: skip
+    return sizes_by_config(config)
+
+
+def recipe(*overrides: str):
+    return load_recipe("recipes/starter/wavalign.yaml", ["data.eval=null", *overrides])
+
+
+def parts(sizes: Sizes, machine: Machine, *overrides: str) -> tuple[str, dict[str, float]]:
+    """The highest moment and its parts in GiB."""
+    need = reckon(recipe(*overrides), sizes, Lengths(), machine)
+    assert sum(need.parts.values()) == need.bytes
+    return need.moment, {name: value / GIB for name, value in need.parts.items()}
+
+
+def test_all_weights_of_7_billion(qwen):
+    """7.616 · 10⁹ numbers are 28.37 GiB in float32; each has two moments, a gradient, and a copy in the reference."""
+    small = ["rollout.max_new_tokens=8", "optim.micro_batch=1"]
+    moment, found = parts(qwen, GPU, *small)
+    assert moment == "step"
+    assert found == pytest.approx(
+        {"weights": 28.37, "AdamW": 56.74, "reference": 28.37, "gradients": 28.37, "scratch": 28.37}, abs=0.01
+    )
+    _, found = parts(qwen, Machine(None, gpu=True, processes=2), *small)
+    assert found["gradients"] == pytest.approx(2 * 28.37, abs=0.01)
+    _, found = parts(qwen, GPU, *small, "objective.kl={text: 0, speech: 0}", "freeze=[mlp]")
+    assert "reference" not in found
+    assert found["AdamW"] == pytest.approx(8 * (7_615_616_512 - 28 * 3 * 3584 * 18_944) / GIB)
+
+
+def test_lora_of_7_billion(qwen):
+    """In bfloat16 14.19 GiB; rank 16 on all seven maps of a layer: 16 · (9 · 3584 + 2 · 512 + 3 · 18 944) numbers."""
+    lora = ["lora.rank=16", "dtype=bfloat16"]
+    numbers = 28 * 16 * (9 * 3584 + 2 * 512 + 3 * 18_944)
+    assert trained_numbers(recipe(*lora), qwen) == numbers == 40_370_176
+    moment, found = parts(qwen, GPU, *lora, "optim.micro_batch=16", "rollout.max_new_tokens=1024")
+    assert moment == "update" and "reference" not in found
+    assert found["weights"] == pytest.approx((2 * 7_615_616_512 + 4 * numbers) / GIB)
+    assert found["AdamW"] == pytest.approx(8 * numbers / GIB)
+    kept = 28 * (9 * 3584 + 2 * 512 + 3 * 18_944)
+    assert found["activations"] == pytest.approx(16 * 1024 * (kept + kept // 28) * 2 / GIB)  # 79.8
+    long = ["optim.micro_batch=1", "rollout.group_size=64", "rollout.max_new_tokens=1024"]
+    moment, found = parts(qwen, GPU, *lora, *long)
+    assert moment == "rollout"  # 8 prompts · 64 answers · 1024 steps · 57 344 bytes
+    assert found["keys and values"] == pytest.approx(8 * 64 * 1024 * 28 * 2 * 512 * 2 / GIB) == pytest.approx(28.0)
+    moment, found = parts(qwen, GPU, *lora, "optim.micro_batch=1", "rollout.max_new_tokens=8")
+    assert moment == "saving"
+    assert found["merged weights"] == pytest.approx(14.19, abs=0.01)
+
+
+def test_gradient_checkpointing_keeps_what_goes_into_layers(qwen):
+    lora = ["lora.rank=16", "dtype=bfloat16", "optim.micro_batch=64", "rollout.max_new_tokens=1024"]
+    _, found = parts(qwen, GPU, *lora, "gradient_checkpointing=true")
+    layer = 9 * 3584 + 2 * 512 + 3 * 18_944
+    assert found["activations"] == pytest.approx(64 * 1024 * (28 * 3584 + 2 * layer) * 2 / GIB)  # 34.3
+
+
+def test_recorded_answers_are_as_long_as_they_are():
+    row = Example(
+        "1",
+        (Message("user", "x" * 40 + "<|audio|>"),),
+        (AudioRef("starter/stories/prompts.safetensors", "garden-1-tom-aunt-0"),),
+        target_text="y" * 80,
+        target_audio=AudioRef("none.wav", units=(1,) * 30),
+        rejected_audio=AudioRef("missing.wav"),
+    )
+    found = lengths_of(recipe(), [row])
+    assert found.answer == 20 + 30 and found.evaluated == 0
+    assert 12 + 20 < found.prompt < 12 + 200
+    sound = Example("2", (), (AudioRef("starter/audio/heldout-sum-0000.question.wav"),))
+    assert 12 < lengths_of(recipe(), [sound]).prompt < 30
+    assert lengths_of(recipe(), []).prompt == 0
+    evaluated = load_recipe("recipes/starter/wavalign.yaml", ["evaluation.rows=20"])
+    assert lengths_of(evaluated, []).evaluated == 20
+
+
+@pytest.mark.parametrize(
+    "point",
+    [Point(group=64), Point(vocabulary=65_536)],
+    ids=["mostly activations", "mostly weights"],
+)
+def test_it_is_about_what_a_run_takes(point, tmp_path):
+    words = [sys.executable, "-m", "tests.training.peak", str(write_recipe(tmp_path, point)), "steps=2"]
+    done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["moment"] == "update"
+    assert 0.6 < found["reckoned"] / found["measured"] < 1.2, found
