@@ -32,8 +32,7 @@ from elocute.speech.kimi.whisper import WhisperFeatures
 
 STREAMS = 2
 TOKENIZER = "glm-4-voice-tokenizer"
-FROZEN = ("whisper-large-v3", "audio_detokenizer", "vocoder")
-"""Parts that no training changes."""
+WHISPER = "whisper-large-v3"
 
 
 @dataclass(frozen=True)
@@ -88,17 +87,13 @@ class KimiLM(SpeechLM):
         folder = Path(folder)
         tokenizer, marks, _ = load_vocabulary(folder)
         codec = KimiCodec.load(folder, speech_tokenizer(folder))
-        whisper = WhisperFeatures.load(folder / FROZEN[0])
+        whisper = WhisperFeatures.load(folder / WHISPER)
         return cls(kimi.load_network(folder, dtype=dtype), tokenizer, marks, codec, whisper, folder)
 
     def save(self, folder: str | Path) -> None:
         """Write a folder as it was published (LoRA merged), the tokenizer in it: it can be moved anywhere."""
         folder = Path(folder)
-        network = self.plain_model()
-        network.published = self.core().published
-        kimi.save_network(network, folder)
-        for name in FROZEN:
-            link_folder(self.folder / name, folder / name)
+        kimi.save_network(self.plain_model(), self.folder, folder)
         link_folder(speech_tokenizer(self.folder), folder / TOKENIZER)
         (folder / "elocute.json").write_text(json.dumps({"kind": "kimi_audio"}, indent=2) + "\n")
 

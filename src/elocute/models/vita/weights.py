@@ -1,12 +1,10 @@
 """A published folder's weights: safetensors, whole or in shards with an index, read part by part and written whole."""
 
-import json
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from elocute.data.files import write_atomically
 from elocute.data.shards import Shards, check_fit, without_weights
 from elocute.models.vita.config import VitaConfig, read_config
 from elocute.models.vita.network import VitaForCausalLM
@@ -53,10 +51,7 @@ def save(folder: str | Path, source: str | Path, network: VitaForCausalLM) -> No
     All else, Plus's audio encoder and the licence too, is copied from `source`, the folder that the network was loaded
     from; config.json says the new type. InputError when that is gone.
     """
-    folder, shards, state = Path(folder), Shards.open(source), dict(network.state_dict())
+    shards, state = Shards.open(source), dict(network.state_dict())
     padding = shards.read(_HEAD)[""][len(state[_HEAD]) :]
     state[_HEAD] = torch.cat([state[_HEAD], padding.to(state[_HEAD])])
-    shards.save(folder, state)
-    said = json.loads((folder / "config.json").read_text()) | {"torch_dtype": str(network.dtype).removeprefix("torch.")}
-    said.pop("dtype", None)  # a later transformers' name for the same
-    write_atomically(folder / "config.json", (json.dumps(said, indent=2, ensure_ascii=False) + "\n").encode())
+    shards.save(folder, state, dtype=network.dtype)
