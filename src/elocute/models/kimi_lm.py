@@ -28,7 +28,8 @@ from elocute.models.layout import Tokens
 from elocute.models.speech_lm import SpeechLM, beside, check_answer, sound_of, units_of
 from elocute.speech.glm4voice.tokenizer import check_units
 from elocute.speech.kimi.codec import KimiCodec
-from elocute.speech.kimi.whisper import WhisperFeatures
+from elocute.speech.kimi.detokenizer import check_voice
+from elocute.speech.kimi.whisper import WhisperFeatures, check_whisper
 
 STREAMS = 2
 TOKENIZER = "glm-4-voice-tokenizer"
@@ -262,11 +263,15 @@ def padded(prompts: Sequence[Prompt], device) -> dict[str, torch.Tensor]:
 
 
 def load_vocabulary(folder: Path) -> tuple[kimi.KimiTokenizer, kimi.Marks, kimi.KimiConfig]:
-    """All of a folder but weights and sound. InputError names what is missing or does not fit."""
+    """All of a folder but weights. InputError names what is missing or does not fit, of what hears and speaks, too."""
     heard_by = speech_tokenizer(folder)
     kimi.check_network(folder)
     tokenizer, marks, config = kimi.load_vocabulary(folder)
     check_units(heard_by, marks.n_codes, folder)
+    if (width := check_whisper(folder / WHISPER)) != (takes := config.kimia_adaptor_input_dim):
+        raise InputError(f"{folder}: {WHISPER} gives features of {width}, kimia_adaptor_input_dim is {takes}")
+    if (knows := check_voice(folder)) < marks.n_codes:
+        raise InputError(f"{folder}: the voice knows {knows} codes, the model's vocabulary has {marks.n_codes}")
     return tokenizer, marks, config
 
 

@@ -273,10 +273,12 @@ def read_mtp(folder: Path, config: vita.VitaConfig) -> tuple[list[int] | None, o
 
 
 def load_vocabulary(folder: Path) -> vita.VitaTokens:
-    """All of a folder but weights and sound. InputError names what is missing or does not fit."""
+    """All of a folder but weights. InputError names what is missing or does not fit, of what hears and speaks, too."""
     read_mtp(folder, vita.check_network(folder))
     tokenizer, decoder = (beside(folder, key, name) for key, name in PARTS.items())
     tokens = vita.load_tokens(folder)
+    if tokens.context is not None:
+        vita.check_ears(folder)
     check_units(tokenizer, tokens.n_units, folder)
     check_knows(decoder, tokens.n_units, folder)
     return tokens
