@@ -36,8 +36,8 @@ PUBLISHED = {
     "Qwen2MTPSenseVoiceForCausalLM": "vita_audio",
 }
 """Architectures of published folders that need no elocute.json, and their kinds."""
-_SLAMKIT = "speech_language_model"
-_TWIST = ("OPTForCausalLM", "LlamaForCausalLM")
+SLAMKIT = "speech_language_model"
+_TWIST = ("opt", "llama")
 _SPARE = re.compile(r"(^|\.)(rotary_emb\.inv_freq|decoder\.version)$")
 """What old checkpoints hold beside the weights: computed buffers, OPT's mark of its version."""
 
@@ -271,17 +271,16 @@ def units_of(example: Example, field: str, ref: AudioRef, audio: EncodedAudio) -
 def _published_kind(config: Path) -> str | None:
     """The kind of a published folder by its config.json: one of PUBLISHED, or a unit LM.
 
-    TWIST's architectures are those of text LMs; the key `offset`, where its units begin, is TWIST's alone.
+    TWIST's types are those of text LMs; the key `offset`, where its units begin, is TWIST's alone.
     """
     try:
         said = json.loads(config.read_text())
-        if said.get("model_type") == _SLAMKIT:
+        kind = said.get("model_type")
+        if kind == SLAMKIT or kind in _TWIST and type(said.get("offset")) is int:
             return "units"
         [architecture] = said["architectures"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    if architecture in _TWIST and type(said.get("offset")) is int:
-        return "units"
     return PUBLISHED.get(architecture)
 
 
