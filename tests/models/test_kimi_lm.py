@@ -113,6 +113,10 @@ def test_what_is_missing_is_one_line(folder, tmp_path):
     (alone / "elocute.json").write_text(json.dumps({"kind": "kimi_audio", "speech_tokenizer": str(tmp_path / "no")}))
     with pytest.raises(InputError, match="no: expected glm-4-voice-tokenizer there"):
         load_model(alone)
+    said = {"kind": "kimi_audio", "speech_tokenizer": str(folder.parent / "glm-4-voice-tokenizer"), "delay": 6}
+    (alone / "elocute.json").write_text(json.dumps(said))
+    with pytest.raises(InputError, match="elocute.json: delay: unknown key"):
+        check_model(alone)
 
 
 def test_a_missing_shard_is_named_before_anything_is_loaded(folder, tmp_path):

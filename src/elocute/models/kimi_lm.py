@@ -25,7 +25,7 @@ from elocute.models import kimi, one_stream
 from elocute.models.batch import Batch, States
 from elocute.models.growing_cache import give_room
 from elocute.models.layout import Tokens
-from elocute.models.speech_lm import SpeechLM, beside, check_answer, sound_of, units_of
+from elocute.models.speech_lm import SpeechLM, beside, check_answer, read_settings, sound_of, units_of
 from elocute.speech.glm4voice.tokenizer import check_units
 from elocute.speech.kimi.codec import KimiCodec
 from elocute.speech.kimi.detokenizer import check_voice
@@ -265,6 +265,8 @@ def padded(prompts: Sequence[Prompt], device) -> dict[str, torch.Tensor]:
 def load_vocabulary(folder: Path) -> tuple[kimi.KimiTokenizer, kimi.Marks, kimi.KimiConfig]:
     """All of a folder but weights. InputError names what is missing or does not fit, of what hears and speaks, too."""
     heard_by = speech_tokenizer(folder)
+    if unknown := set(read_settings(folder)) - {"kind", "speech_tokenizer"}:
+        raise InputError(f"{folder / 'elocute.json'}: {sorted(unknown)[0]}: unknown key")
     kimi.check_network(folder)
     tokenizer, marks, config = kimi.load_vocabulary(folder)
     check_units(heard_by, marks.n_codes, folder)
