@@ -200,16 +200,29 @@ class SpeechLM:
     streams: Sequence[int] = (1,)
     """The cells of a step, for each stage of an answer."""
 
+    temperature: float | Sequence[float] = 0.7
+    """What it is sampled at where nobody says; one for each of its heads where they differ."""
+
+    def temperatures(self, said: float | Sequence[float] | None) -> list[float]:
+        """Of each head, of one number, of one for each or, None, of the model's own. InputError for more or fewer."""
+        said, heads = self.temperature if said is None else said, sum(self.streams)
+        each = [said] * heads if isinstance(said, int | float) else list(said)
+        if len(each) != heads:
+            raise InputError(
+                f"temperature: expected one number or {heads}, one for each of the model's heads, got {len(each)}"
+            )
+        return each
+
     def cursor(self, prompt):
         """An answer to a prompt that has not begun."""
         return self.layout.cursor()
 
     def heads(self) -> list[torch.nn.Module]:
-        """All that says something of an answer's cells."""
+        """All that says something of an answer's cells, stage by stage, stream by stream."""
         return [self.head()]
 
     def states(self, batch: Batch, *, share_prompts: bool) -> list[States]:
-        """What predicts a batch's selected cells, head by head."""
+        """What predicts a batch's selected cells, head by head as in `heads`; the last ones may lack."""
         return one_stream.states(self, batch, share_prompts=share_prompts)
 
     def decoders(self, prompts: Sequence, group_size: int, cursors: Sequence) -> Iterator[one_stream.Decoder]:
