@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from elocute.data.cache import EncodedAudio
 from elocute.data.files import link_file, read_json, write_atomically
@@ -60,7 +60,7 @@ class UnitLM(SpeechLM):
         """Load a model folder. InputError names what is missing or does not fit."""
         folder = Path(folder)
         vocabulary = load_vocabulary(folder)
-        return cls(load_network(folder, dtype, config=vocabulary.config, key_mapping={r"^lm\.": ""}), vocabulary)
+        return cls(load_lm(folder, dtype=dtype), vocabulary)
 
     def save(self, folder: str | Path) -> None:
         """Write a folder that `load` reads: weights (LoRA merged) in the layout they came in, the codec in it.
@@ -122,6 +122,12 @@ class UnitLM(SpeechLM):
             raise InputError(f"{example.where}: {field}: {error}") from error
         self.check_length(f"{example.where}: {field}", len(self.encode_prompt(example, audio)) + len(answer))
         return answer
+
+
+def load_lm(folder: str | Path, *, dtype: torch.dtype | str = torch.float32) -> PreTrainedModel:
+    """The causal LM alone, without a codec. InputError names what is missing or does not fit."""
+    _, config = _read_config(Path(folder) / "config.json")
+    return load_network(Path(folder), dtype, config=config, key_mapping={r"^lm\.": ""})
 
 
 def load_vocabulary(folder: Path) -> Vocabulary:
