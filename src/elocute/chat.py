@@ -1,5 +1,6 @@
 """One turn with a model: a question in, an utterance out."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from elocute.data.cache import EncodedAudio
@@ -10,7 +11,13 @@ from elocute.rollout import Sampling, sample_groups
 
 
 def one_turn(
-    model: Path, *, audio: Path | None, text: str | None, temperature: float, max_new_tokens: int, seed: int
+    model: Path,
+    *,
+    audio: Path | None,
+    text: str | None,
+    max_new_tokens: int,
+    seed: int,
+    temperature: float | Sequence[float] | None = None,
 ) -> Utterance:
     """Ask the model in `model` by a sound file or in writing; a textless one continues the sound file.
 

@@ -58,9 +58,9 @@ def test_the_builder_has_as_many_tensors_as_the_published_arithmetic_says():
 
 
 def test_saved_files_are_the_published_ones(folder, network, tmp_path):
-    save_network(network, tmp_path)
+    save_network(network, folder, tmp_path)
     there = {file.name for file in folder.iterdir() if file.is_file()}
-    assert {file.name for file in tmp_path.iterdir()} == there
+    assert {file.name for file in tmp_path.iterdir() if file.is_file()} == there
     assert "model-7-of-7.safetensors" in there and "model-8-of-8.safetensors" in there
     before, after = tensors(folder), tensors(tmp_path)
     assert before.keys() == after.keys()
@@ -73,28 +73,28 @@ def test_saved_files_are_the_published_ones(folder, network, tmp_path):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_what_was_saved_loads_again(network, tmp_path):
-    tuned = load_network(save(network, tmp_path / "one"))
+def test_what_was_saved_loads_again(folder, network, tmp_path):
+    save_network(network, folder, tmp_path / "one")
+    tuned = load_network(tmp_path / "one")
     with torch.no_grad():
         tuned.mimo_output.weight += 1
-    again, given = load_network(save(tuned, tmp_path / "two")), streams(11, 1, 5)
+    save_network(tuned, tmp_path / "one", tmp_path / "two")
+    again, given = load_network(tmp_path / "two"), streams(11, 1, 5)
     with torch.no_grad():
         assert torch.equal(again(**given).audio, tuned(**given).audio)
         assert torch.equal(again(**given).text, network(**given).text)
     assert load_vocabulary(tmp_path / "two")[1] == load_vocabulary(tmp_path / "one")[1]
 
 
-def save(network: KimiForCausalLM, folder: Path) -> Path:
-    save_network(network, folder)
-    return folder
-
-
-def test_the_source_may_go_once_it_is_loaded(copy, network, tmp_path):
-    loaded = load_network(copy)
-    shutil.rmtree(copy)
-    given = streams(12, 1, 4)
-    with torch.no_grad():
-        assert torch.equal(load_network(save(loaded, tmp_path / "new"))(**given).text, network(**given).text)
+def test_whatever_lies_in_the_folder_goes_along(copy, tmp_path):
+    """However large it is and wherever in the folder: the authors' code is to find what it asks for."""
+    (copy / "assets").mkdir()
+    (copy / "assets/prompt.wav").write_bytes(b"RIFF")
+    with open(copy / "large.bin", "wb") as file:
+        file.truncate(17 << 20)
+    save_network(load_network(copy), copy, tmp_path / "saved")
+    there, saved = ({str(file.relative_to(at)) for file in at.rglob("*")} for at in (copy, tmp_path / "saved"))
+    assert there == saved and (tmp_path / "saved/large.bin").stat().st_size == 17 << 20
 
 
 def test_heads_and_embeddings_are_three_matrices(network):
@@ -105,7 +105,7 @@ def test_heads_and_embeddings_are_three_matrices(network):
 def test_bfloat16_is_loaded_and_saved_as_such(folder, tmp_path):
     network = load_network(folder, dtype="auto")
     assert {parameter.dtype for parameter in network.parameters()} == {torch.bfloat16}
-    save_network(network, tmp_path)
+    save_network(network, folder, tmp_path)
     assert tensors(tmp_path)["lm_head.weight"].dtype == torch.bfloat16
     assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "bfloat16"
 
@@ -123,9 +123,9 @@ def test_weights_in_one_file_load_too(copy, network, tmp_path):
     given = streams(13, 1, 4)
     with torch.no_grad():
         assert torch.equal(load_network(copy)(**given).audio, network(**given).audio)
-    saved = save(load_network(copy), tmp_path / "saved")
-    assert {file.name for file in saved.glob("*.safetensors*")} == {"model.safetensors"}
-    load_network(saved)
+    save_network(load_network(copy), copy, tmp_path / "saved")
+    assert {file.name for file in (tmp_path / "saved").glob("*.safetensors*")} == {"model.safetensors"}
+    load_network(tmp_path / "saved")
 
 
 def save_as_one(folder: Path) -> None:

@@ -69,9 +69,11 @@ def _minicpm(folder: Path) -> None:
     written |= {256 + SPECIALS.index(token): logit for token, logit in ends.items()}
     lean(folder, ["llm.model.embed_tokens.weight"], ["llm.model.norm.weight"], {"llm.lm_head.weight": written})
     tables = ["tts.emb_text.weight", *(f"tts.emb_code.{q}.weight" for q in range(4))]
-    # A codebook's weights are directions, all of about length 2: this one for the end gives it a logit of about 2.8.
+    # A codebook's weights are directions, all of about length 2: these for the end give it a logit that is about 2.8 at
+    # the codebook's temperature, 0.1 or 0.3.
     directions = [f"tts.head_code.{q}.parametrizations.weight.original1" for q in range(4)]
-    lean(folder, tables, ["tts.model.norm.weight"], {name: {625: 1.7} for name in directions}, never=0.0)
+    ends = {name: {625: (0.16, 0.5)[q % 2]} for q, name in enumerate(directions)}
+    lean(folder, tables, ["tts.model.norm.weight"], ends, never=0.0)
 
 
 def _rows(home: Path) -> None:

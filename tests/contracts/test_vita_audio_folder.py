@@ -76,6 +76,12 @@ def test_keys_left_out_are_the_originals_defaults(copied):
     assert (config.n_main, config.n_mtp) == (4, 1)
 
 
+def test_the_authors_attention_is_not_taken_over(copied):
+    """Their machine had flash-attention."""
+    edit(copied / "config.json", _attn_implementation="flash_attention_2", attn_implementation="flash_attention_2")
+    assert "flash" not in str(read_config(copied)._attn_implementation)
+
+
 def test_the_mode_is_the_folders_or_the_default(copied):
     assert read_mode(copied, read_config(copied)) == [1, 10, 4, 10]
     edit(copied / "generation_config.json", mtp_inference_mode=...)

@@ -1,13 +1,12 @@
 """A unit LM's folder, for suites from end to end."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from elocute.models.layout import Layout
-from elocute.models.unit_lm import UnitLM, Vocabulary
 from elocute.speech.codec import StarterCodec
 
 
@@ -20,8 +19,9 @@ def model(tmp_path_factory) -> Path:
         vocab_size=2 + codec.n_units, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
         max_position_embeddings=512, pad_token_id=0, bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
-    layout = Layout("speech-only", 2, codec.n_units, text_end=None, answer_end=None, open_ended=True)
-    settings = {"kind": "units", "unit_0": 2, "bos": 1, "eos": None}
     folder = tmp_path_factory.mktemp("model")
-    UnitLM(LlamaForCausalLM(config), Vocabulary(layout, 1, codec, settings, config, None)).save(folder)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    codec.save(folder / "codec")
+    settings = {"kind": "units", "codec": "codec", "unit_0": 2, "bos": 1, "eos": None}
+    (folder / "elocute.json").write_text(json.dumps(settings))
     return folder

@@ -10,6 +10,7 @@ import pytest
 
 from elocute.data.cache import EncodedAudio
 from elocute.data.digest import digest_file, digest_folder
+from elocute.data.rows import read_rows
 from elocute.errors import InputError
 from elocute.evaluation.evaluate import (
     check_evaluation,
@@ -48,6 +49,18 @@ def folder_evaluation(target: Path, out: Path, *, rows: int = 12, seed: int = 3)
 def evaluated(model, tmp_path_factory) -> tuple[Path, dict]:
     out = tmp_path_factory.mktemp("out")  # empty, but there
     return out, folder_evaluation(model, out)
+
+
+def test_where_nobody_says_it_is_the_models_own_temperature(model, tmp_path, monkeypatch):
+    """And not null that is written down."""
+
+    def asked(lm, audio, examples, sampling, **_):
+        raise RuntimeError(f"asked at {sampling.temperature}")
+
+    monkeypatch.setattr("elocute.evaluation.evaluate.answer_all", asked)
+    examples, how = read_rows(HELD_OUT)[:1], {"ear": EAR, "sampling": Sampling(24, None), "seed": 0}
+    with pytest.raises(RuntimeError, match="asked at 0.7"):
+        evaluate_folder(model, HELD_OUT, examples, tmp_path, **how, progress=lambda *_: None)
 
 
 def test_eval_json_says_how_it_was_measured(evaluated, model):

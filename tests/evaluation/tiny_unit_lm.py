@@ -39,7 +39,7 @@ def tiny_unit_lm(seed: int = 0, context: int = 256, eos: int | None = None) -> U
     model = LlamaForCausalLM(config).eval()
     with torch.no_grad():
         model.lm_head.weight[:FIRST] *= 0.01  # seldom anything but a unit
-    return UnitLM(model, Vocabulary(layout, BOS, LoudnessCodec(), {}, config, None))
+    return UnitLM(model, Vocabulary(layout, BOS, LoudnessCodec(), {}, config, Path(), {}))
 
 
 def tokens(ids) -> Tokens:

@@ -70,6 +70,22 @@ class AdapterChecks:
         sampled = torch.cat([rollout.logprob[rollout.tokens.action] for rollout in rollouts])
         assert len(sampled) > len(rollouts) and (logp - sampled).abs().max() < 1e-5
 
+    def test_each_head_has_its_temperature(self, lm, prompts, groups):
+        """What is sampled is what is scored, and what is compared with the reference; another one is another score."""
+        each = [0.5 + 0.1 * (head % 5) for head in range(len(lm.heads()))]
+        seeds = [[7 * prompt, 7 * prompt + 1] for prompt in range(len(prompts))]
+        rollouts = [r for group in sample_groups(lm, prompts, seeds, Sampling(LENGTH, each)) for r in group]
+        sampled = torch.cat([rollout.logprob[rollout.tokens.action] for rollout in rollouts])
+        batch, _ = batch_of(rollouts)
+        with torch.no_grad():
+            logp, kl = Policy(lm)(batch, each, lm.states(batch, share_prompts=True))
+        assert (logp - sampled).abs().max() < 1e-5 and kl.abs().max() < 1e-5
+        assert (score(lm, rollouts) - sampled).abs().max() > 1e-3
+        with pytest.raises(
+            InputError, match=f"temperature: expected one number or {len(each)}, .* heads, got {len(each) + 1}"
+        ):
+            sample_groups(lm, prompts[:1], [[1]], Sampling(LENGTH, [*each, 1.0]))
+
     def test_an_answer_does_not_depend_on_its_company(self, lm, prompts, groups):
         """Neither how it is sampled nor how it is scored."""
         for prompt, group in zip(prompts, groups, strict=True):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import WhisperConfig, WhisperModel
 
 from elocute.data.audio import load_audio
 from elocute.data.cache import EncodedAudio
@@ -112,6 +113,10 @@ def test_what_is_missing_is_one_line(folder, tmp_path):
     (alone / "elocute.json").write_text(json.dumps({"kind": "kimi_audio", "speech_tokenizer": str(tmp_path / "no")}))
     with pytest.raises(InputError, match="no: expected glm-4-voice-tokenizer there"):
         load_model(alone)
+    said = {"kind": "kimi_audio", "speech_tokenizer": str(folder.parent / "glm-4-voice-tokenizer"), "delay": 6}
+    (alone / "elocute.json").write_text(json.dumps(said))
+    with pytest.raises(InputError, match="elocute.json: delay: unknown key"):
+        check_model(alone)
 
 
 def test_a_missing_shard_is_named_before_anything_is_loaded(folder, tmp_path):
@@ -124,6 +129,52 @@ def test_a_missing_shard_is_named_before_anything_is_loaded(folder, tmp_path):
     for load in (check_model, load_model):
         with pytest.raises(InputError, match=f"{shard.name}: missing"):
             load(copy)
+
+
+def rewrite(file: Path, key: str, change) -> None:
+    held = torch.load(file, weights_only=True)
+    change(held[key])
+    torch.save(held, file)
+
+
+def fewer(state: dict) -> None:
+    state["speech_model.semantic_token_embedding.weight"] = torch.zeros(kimi.N_CODES, kimi_sound.HIDDEN)
+
+
+@pytest.mark.parametrize(
+    ("place", "spoil", "said"),
+    [
+        ("whisper-large-v3/model.safetensors", Path.unlink, "not a Whisper's safetensors file"),
+        ("whisper-large-v3/config.json", lambda file: edit(file, encoder_layers=9), "the weights lack layers.2"),
+        ("audio_detokenizer/config.yaml", Path.unlink, "config.yaml: not the config of a flow"),
+        ("audio_detokenizer/model.pt", lambda file: rewrite(file, "state_dict", fewer), "the voice knows 47 codes"),
+        ("vocoder/model.pt", lambda file: rewrite(file, "generator", lambda state: state.pop("conv_pre.bias")),
+         "the weights lack conv_pre.bias"),
+    ],
+)  # fmt: skip
+def test_what_hears_and_speaks_is_checked_before_anything_is_loaded(folder, tmp_path, place, spoil, said):
+    """`--dry-run` finds it."""
+    shutil.copytree(folder, tmp_path / "Kimi-Audio")
+    shutil.copytree(folder.parent / "glm-4-voice-tokenizer", tmp_path / "glm-4-voice-tokenizer")
+    spoil(tmp_path / "Kimi-Audio" / place)
+    with pytest.raises(InputError, match=said) as caught:
+        check_model(tmp_path / "Kimi-Audio")
+    assert "\n" not in str(caught.value)
+
+
+def edit(file: Path, **values) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def test_features_of_another_width_are_named(folder, tmp_path):
+    """Whisper's own folder is whole: it is not the one that the model was trained behind."""
+    shutil.copytree(folder, tmp_path / "Kimi-Audio")
+    shutil.copytree(folder.parent / "glm-4-voice-tokenizer", tmp_path / "glm-4-voice-tokenizer")
+    place = tmp_path / "Kimi-Audio/whisper-large-v3"
+    config = WhisperConfig(**json.loads((place / "config.json").read_text()) | {"d_model": 16})
+    WhisperModel(config).save_pretrained(place)
+    with pytest.raises(InputError, match="whisper-large-v3 gives features of 64, kimia_adaptor_input_dim is"):
+        check_model(tmp_path / "Kimi-Audio")
 
 
 def test_an_adapter_is_no_model(folder, tmp_path):

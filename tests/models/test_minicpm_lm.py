@@ -67,6 +67,15 @@ def test_the_voice_is_sampled_and_its_four_streams_are_actions(lm, prompts):
     lm.model.zero_grad()
 
 
+def test_where_nobody_says_it_speaks_as_it_was_published(lm, prompts):
+    """Text at 0.7, the codebooks at 0.1 and 0.3 by turns."""
+    as_published = (0.7, 0.1, 0.3, 0.1, 0.3)
+    for prompt in prompts:
+        [[silent]], [[said]] = (sample_groups(lm, [prompt], [[3]], Sampling(LENGTH, t)) for t in (None, as_published))
+        assert torch.equal(silent.tokens.ids, said.tokens.ids) and torch.equal(silent.logprob, said.logprob)
+    assert lm.temperatures(None) == list(as_published) and lm.temperatures(1) == [1] * 5
+
+
 def test_an_answer_without_words_is_broken(lm):
     answer = lm.layout.read(lm.tokenizer.encode("<|tts_eos|><|im_end|>", add_special_tokens=False))
     assert answer.done and answer.broken == "nothing was written that could be spoken"

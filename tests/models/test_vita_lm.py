@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from elocute.data.cache import EncodedAudio
 from elocute.data.rows import read_rows
@@ -99,6 +100,34 @@ def test_what_is_missing_is_one_line(folder, tmp_path):
     shutil.copytree(folder, alone)
     with pytest.raises(InputError, match="glm-4-voice-tokenizer: expected glm-4-voice-tokenizer there"):
         check_model(alone)
+
+
+def cut(file: Path) -> None:
+    state = load_file(file)
+    state.pop("layers.1.fc1.bias")
+    save_file(state, file)
+
+
+@pytest.mark.parametrize(
+    ("place", "spoil", "said"),
+    [
+        ("VITA-Audio/am.mvn", Path.unlink, "am.mvn: not the statistics of audio features"),
+        ("VITA-Audio/config.yaml", lambda file: file.write_text("frontend_conf: {fs: 8000}"), "fs: expected 16000"),
+        ("glm-4-voice-tokenizer/model.safetensors", cut, "model.safetensors: the weights lack layers.1.fc1.bias"),
+        ("glm-4-voice-decoder/hift.pt", Path.unlink, "there is no hift.pt"),
+        ("glm-4-voice-decoder/flow.pt", lambda file: file.write_bytes(b"cut"), "flow.pt: not weights"),
+    ],
+)
+def test_what_hears_and_speaks_is_checked_before_anything_is_loaded(folder, tmp_path, place, spoil, said):
+    """`--dry-run` finds it."""
+    for each in folder.parent.iterdir():
+        shutil.copytree(each, tmp_path / each.name)
+    if place.startswith("VITA") and not (folder / "am.mvn").exists():
+        pytest.skip("it hears units")
+    spoil(tmp_path / place)
+    with pytest.raises(InputError, match=said) as caught:
+        check_model(tmp_path / "VITA-Audio")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_tokenizer_of_other_units_is_named_before_anything_is_loaded(folder, tmp_path):

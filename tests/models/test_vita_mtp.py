@@ -209,6 +209,28 @@ def test_targets_are_laid_out_as_the_folder_was_trained(home, rows, tmp_path):
     assert kinds == "t" + "a" * 4 + "t" * 9 + "a" * 7 + "t" and lm.mode == [1, 4, 3, 8, 4, 10]
 
 
+def test_a_ratio_may_be_said_and_is_saved(home, rows, tmp_path):
+    """Of Vanilla, whose schedule need not say it."""
+    folder = with_mode(home / "vanilla", None)
+
+    def says(**said) -> Path:
+        (folder / "elocute.json").write_text(json.dumps({"kind": "vita_audio"} | said))
+        return folder
+
+    lm = load_model(says(ratio=[2, 5]))
+    ids = lm.encode_target(read_rows(rows)[0], EncodedAudio(lm.codec)).ids
+    kinds = "".join("t" if of else "a" for of in (ids < lm.tokens.begin).tolist())
+    assert kinds.startswith("tt" + "a" * 5 + "t") and tuple(load_model(says()).ratio) == (1, 10, 4, 10)
+    says(ratio=[2, 5])
+    lm.save(tmp_path / "saved")
+    assert load_model(tmp_path / "saved").ratio == [2, 5]
+    for ratio, complaint in (([2, 2], "ratio: text_audio_interval_ratio: expected pairs"), ("2 5", 'got "2 5"')):
+        with pytest.raises(InputError, match=complaint):
+            check_model(says(ratio=ratio))
+    with pytest.raises(InputError, match="elocute.json: ratios: unknown key"):
+        check_model(says(ratios=[2, 5]))
+
+
 # training
 
 

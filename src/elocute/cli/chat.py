@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from elocute.cli.options import AsJson
+from elocute.cli.options import AsJson, Temperature
 from elocute.errors import InputError, RunError
 
 
@@ -16,7 +16,7 @@ def chat(
     audio: Annotated[Path | None, typer.Option(help="The spoken question: any sound file.")] = None,
     text: Annotated[str | None, typer.Option(help="A written question instead.")] = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="Where the spoken answer goes.")] = Path("answer.wav"),
-    temperature: Annotated[float, typer.Option(min=1e-6)] = 0.7,
+    temperature: Temperature = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     as_json: AsJson = False,

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from elocute.cli.options import AsJson
+from elocute.cli.options import AsJson, Temperature
 from elocute.errors import InputError
 
 PACKAGED_EAR = "whisper-tiny.en"
@@ -46,9 +46,7 @@ def evaluate(
     text_lm: Annotated[
         str | None, typer.Option(help="Continuation: GenPPL by this causal LM's folder, or by smollm2.")
     ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(min=1e-6, help="Default: 0.7; continuation: 0.8.", show_default=False)
-    ] = None,
+    temperature: Temperature = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Sample of the k likeliest tokens; default: of all.")] = None,
     top_p: Annotated[
         float | None, typer.Option(min=1e-6, max=1, help="Of the likeliest that make up p; default: of all.")
@@ -95,7 +93,7 @@ def evaluate(
             examples,
             out,
             ear=listener,
-            sampling=_sampling(own, 0.7),
+            sampling=_sampling(own, None),
             seed=seed or 0,
             progress=progress,
         )
@@ -134,7 +132,7 @@ def _suite_job(suite: str, target: Path, data: Path, out: Path, own: dict):
             ear=ear,
             labels=own["--labels"],
             allow_trained=bool(own["--allow-trained"]),
-            temperature=own["--temperature"] or 0.7,
+            temperature=own["--temperature"],
             max_new_tokens=own["--max-new-tokens"],
             seed=own["--seed"] or 0,
         )
@@ -143,7 +141,7 @@ def _suite_job(suite: str, target: Path, data: Path, out: Path, own: dict):
     return continuation_job(target, data, out, listeners, how)
 
 
-def _sampling(own: dict, temperature: float):
+def _sampling(own: dict, temperature: float | None):
     from elocute.rollout import Sampling
 
     whole = own["--top-k"] or 0, own["--top-p"] or 1.0

@@ -1,6 +1,7 @@
 """What verbs share: their usual options, and how long work ends."""
 
 import json
+import math
 import os
 import shlex
 import sys
@@ -16,6 +17,25 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what is there.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe; check its files.")]
+
+
+def _temperature(text: str) -> float | tuple[float, ...]:
+    try:
+        each = tuple(map(float, text.split(",")))
+    except ValueError:
+        each = ()
+    if not each or not all(0 < one < math.inf for one in each):
+        raise typer.BadParameter(f"expected a number above 0, or one for each of the model's heads, a,b,…: {text!r}")
+    return each[0] if len(each) == 1 else each
+
+
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        parser=_temperature, metavar="T[,T…]", show_default=False,
+        help="One, or one for each of the model's heads; default: the model's own, mostly 0.7.",
+    ),
+]  # fmt: skip
 
 Engine = Annotated[
     Literal["local", "ray"], typer.Option(metavar="local|ray", help="ray: workers, here or on a cluster (RAY_ADDRESS).")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from elocute.cli.options import AsJson
+from elocute.cli.options import AsJson, Temperature
 from elocute.errors import InputError, RunError
 
 SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -20,7 +20,7 @@ def speak(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model's folder, see docs/own-tts-model.md")],
     text: Annotated[str, typer.Option(help="What to speak.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Where the speech goes.")] = Path("speech.wav"),
-    temperature: Annotated[float, typer.Option(min=1e-6)] = 0.7,
+    temperature: Temperature = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Default: 1024, or what the model's context leaves.")
     ] = None,

@@ -75,13 +75,17 @@ def link_folder(source: Path, target: Path) -> None:
     Weights, which nobody edits, are hard links and take no room; all else, and what lies on another disk, is copied.
     """
     for file in files_below(source):
-        place = target / file.relative_to(source)
-        if place.exists() and place.samefile(file):
-            continue
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.unlink(missing_ok=True)
-        if not (file.suffix in _WEIGHTS and _linked(file, place)):
-            shutil.copyfile(file, place)
+        link_file(file, target / file.relative_to(source))
+
+
+def link_file(file: Path, place: Path) -> None:
+    """The same for one file; what lies at `place` is replaced."""
+    if place.exists() and place.samefile(file):
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.unlink(missing_ok=True)
+    if not (file.suffix in _WEIGHTS and _linked(file, place)):
+        shutil.copyfile(file, place)
 
 
 def _linked(file: Path, place: Path) -> bool:

@@ -10,7 +10,6 @@ again, and are left out.
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from elocute.data.files import files_below, read_json
+from elocute.data.files import files_below, link_file, read_json, write_atomically
 from elocute.errors import InputError
 
 INDEX = "model.safetensors.index.json"
@@ -91,11 +90,15 @@ class Shards:
                     (name.removeprefix(prefix), take(file, name)) for name in names if self.files[name] == place
                 )
 
-    def save(self, folder: str | Path, changed: Mapping[str, torch.Tensor]) -> None:
+    def save(
+        self, folder: str | Path, changed: Mapping[str, torch.Tensor], *, dtype: torch.dtype | None = None
+    ) -> None:
         """Write the whole folder again, some tensors `changed` (whole names): each in the type in which it is given.
 
-        folder may be this one: then files are replaced one by one. InputError for one inside this one, and for one in
-        which weights lie that would be taken for these.
+        dtype: what config.json is to say of it, by the name that every release of transformers reads; None: nothing
+        new. Files of weights without a changed tensor are hard links where they can be (data/files.py). folder may be
+        this one: then files are replaced one by one. InputError for one inside this one, and for one in which weights
+        lie that would be taken for these.
         """
         folder, shards = Path(folder), set(self.files.values())
         if strange := sorted(set(changed) - set(self.files)):
@@ -111,10 +114,15 @@ class Shards:
             total += self._save_shard(place, folder / place, changed)
         old = {path.name for pattern in ("*.safetensors*", "*.pt") for path in self.folder.glob(pattern) if self.named}
         for source in _others(self.folder, mine | old | {INDEX}):
-            _copy(source, folder / source.relative_to(self.folder))
+            link_file(source, folder / source.relative_to(self.folder))
         if self.index is not None:
             index = self.index | {"metadata": self.index.get("metadata", {}) | {"total_size": total}}
             (folder / (self.named or INDEX)).write_text(json.dumps(index, indent=2) + "\n")
+        if dtype is not None:
+            said = read_json(folder / "config.json", "the config of a model")
+            said.pop("dtype", None)  # a later transformers' name for the same
+            said["torch_dtype"] = str(dtype).removeprefix("torch.")
+            write_atomically(folder / "config.json", (json.dumps(said, indent=2, ensure_ascii=False) + "\n").encode())
 
     def _save_shard(self, place: str, target: Path, changed: Mapping[str, torch.Tensor]) -> int:
         """Write one file again; returns its tensors' bytes."""
@@ -132,7 +140,7 @@ class Shards:
             save_file(state, unfinished, metadata={"format": "pt"})
             os.replace(unfinished, target)
         else:
-            _copy(self.folder / place, target)
+            link_file(self.folder / place, target)
         return sum(tensor.nbytes for tensor in state.values())
 
 
@@ -184,9 +192,3 @@ def _read_index(file: Path) -> dict:
 def _others(folder: Path, shards: set[str]) -> list[Path]:
     """All files below a folder but the shards."""
     return [path for path in files_below(folder) if str(path.relative_to(folder)) not in shards]
-
-
-def _copy(source: Path, target: Path) -> None:
-    if source.resolve() != target.resolve():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -74,6 +74,8 @@ def evaluate(
 
     model, data: where `lm` and `examples` came from, for their digests. `samples/name.jsonl` gets every answer.
     """
+    if sampling.temperature is None:  # written down as what it was
+        sampling = replace(sampling, temperature=lm.temperature)
     with closing(build_ear(ear)) as listener:  # opened first: it is known to work before the long part
         utterances = answer_all(lm, audio, examples, sampling, seed=seed, batch=batch, progress=progress)
         rows = judge_all(examples, utterances, listener.transcribe)

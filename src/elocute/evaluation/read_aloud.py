@@ -100,7 +100,7 @@ def evaluate_aloud(
     ear: EarSpec,
     labels: Sequence[LabelListenerSpec],
     seed: int,
-    temperature: float,
+    temperature: float | Sequence[float] | None,
     max_new_tokens: int | None = None,
     batch: int = 64,
     combine: bool = False,
@@ -126,7 +126,7 @@ def evaluate_aloud(
     if len(asked) > len(examples):
         write_readings(samples, f"combinations-{name}", readings[len(examples) :], sounds=len(asked))
     values = record(earlier, name, summarise(rows), model=model, ear=ear, seed=seed) | {
-        "temperature": temperature,
+        "temperature": lm.temperature if temperature is None else temperature,
         "max_new_tokens": longest,
         "data_digest": digest_rows(data, examples),
         "labels": who,
@@ -153,7 +153,7 @@ def _read_all(
     lm: SpeechLM,
     examples: Sequence[Example],
     seed: int,
-    temperature: float,
+    temperature: float | Sequence[float] | None,
     max_new_tokens: int,
     batch: int,
     progress: Progress,
@@ -202,7 +202,7 @@ def reading_job(
     ear: EarSpec,
     labels: Path | None,
     allow_trained: bool,
-    temperature: float,
+    temperature: float | Sequence[float] | None,
     max_new_tokens: int | None,
     seed: int,
 ) -> Job:

@@ -25,15 +25,15 @@ from elocute.models import kimi, one_stream
 from elocute.models.batch import Batch, States
 from elocute.models.growing_cache import give_room
 from elocute.models.layout import Tokens
-from elocute.models.speech_lm import SpeechLM, beside, check_answer, sound_of, units_of
+from elocute.models.speech_lm import SpeechLM, beside, check_answer, read_settings, sound_of, units_of
 from elocute.speech.glm4voice.tokenizer import check_units
 from elocute.speech.kimi.codec import KimiCodec
-from elocute.speech.kimi.whisper import WhisperFeatures
+from elocute.speech.kimi.detokenizer import check_voice
+from elocute.speech.kimi.whisper import WhisperFeatures, check_whisper
 
 STREAMS = 2
 TOKENIZER = "glm-4-voice-tokenizer"
-FROZEN = ("whisper-large-v3", "audio_detokenizer", "vocoder")
-"""Parts that no training changes."""
+WHISPER = "whisper-large-v3"
 
 
 @dataclass(frozen=True)
@@ -88,17 +88,13 @@ class KimiLM(SpeechLM):
         folder = Path(folder)
         tokenizer, marks, _ = load_vocabulary(folder)
         codec = KimiCodec.load(folder, speech_tokenizer(folder))
-        whisper = WhisperFeatures.load(folder / FROZEN[0])
+        whisper = WhisperFeatures.load(folder / WHISPER)
         return cls(kimi.load_network(folder, dtype=dtype), tokenizer, marks, codec, whisper, folder)
 
     def save(self, folder: str | Path) -> None:
         """Write a folder as it was published (LoRA merged), the tokenizer in it: it can be moved anywhere."""
         folder = Path(folder)
-        network = self.plain_model()
-        network.published = self.core().published
-        kimi.save_network(network, folder)
-        for name in FROZEN:
-            link_folder(self.folder / name, folder / name)
+        kimi.save_network(self.plain_model(), self.folder, folder)
         link_folder(speech_tokenizer(self.folder), folder / TOKENIZER)
         (folder / "elocute.json").write_text(json.dumps({"kind": "kimi_audio"}, indent=2) + "\n")
 
@@ -267,11 +263,17 @@ def padded(prompts: Sequence[Prompt], device) -> dict[str, torch.Tensor]:
 
 
 def load_vocabulary(folder: Path) -> tuple[kimi.KimiTokenizer, kimi.Marks, kimi.KimiConfig]:
-    """All of a folder but weights and sound. InputError names what is missing or does not fit."""
+    """All of a folder but weights. InputError names what is missing or does not fit, of what hears and speaks, too."""
     heard_by = speech_tokenizer(folder)
+    if unknown := set(read_settings(folder)) - {"kind", "speech_tokenizer"}:
+        raise InputError(f"{folder / 'elocute.json'}: {sorted(unknown)[0]}: unknown key")
     kimi.check_network(folder)
     tokenizer, marks, config = kimi.load_vocabulary(folder)
     check_units(heard_by, marks.n_codes, folder)
+    if (width := check_whisper(folder / WHISPER)) != (takes := config.kimia_adaptor_input_dim):
+        raise InputError(f"{folder}: {WHISPER} gives features of {width}, kimia_adaptor_input_dim is {takes}")
+    if (knows := check_voice(folder)) < marks.n_codes:
+        raise InputError(f"{folder}: the voice knows {knows} codes, the model's vocabulary has {marks.n_codes}")
     return tokenizer, marks, config
 
 

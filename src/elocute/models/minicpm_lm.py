@@ -6,8 +6,9 @@ sampled, so the voice can be trained: what RLAIF-SPA's released code could not. 
 a voice, the LLM's state at `<|spk|>`, through which gradients flow into the LLM. Rows with `labels` are read aloud; the
 text of their answers may also be forced (minicpm_o/aloud.py).
 
-Both stages are sampled at one temperature, nothing banned: what is sampled is what is trained. The original's own rules
-for sampling (docs/minicpm-o.md) are not built.
+Where nobody says, the LLM is sampled at 0.7 and the codebooks at 0.1 and 0.3 by turns, as the published model is. What
+else the original has for its demonstrations (docs/minicpm-o.md) is not built: nothing is banned and nothing penalised,
+what is sampled is what is trained.
 """
 
 from collections.abc import Iterator, Sequence
@@ -45,6 +46,9 @@ from elocute.models.reading import has_labels, text_of
 from elocute.models.speech_lm import SpeechLM, check_answer, sound_of, units_of
 from elocute.speech.chat_tts import ChatTTSCodec, check_codec
 
+CODES = (0.1, 0.3)
+"""Temperatures of the published decoder, of one codebook and the next."""
+
 
 class MiniCPMLM(SpeechLM):
     """A MiniCPM-o 2.6 that answers in text and speech, and reads aloud."""
@@ -57,6 +61,7 @@ class MiniCPMLM(SpeechLM):
         super().__init__(network, Layout(control, config.tts.num_vq, config.tts.eos), codec, {})
         self.config, self.tokenizer, self.control, self.reader = config, template.tokenizer, control, reader
         self.template, self.streams = template, (1, config.tts.num_vq)
+        self.temperature = (0.7, *(CODES[number % 2] for number in range(config.tts.num_vq)))
 
     @classmethod
     def load(cls, folder: str | Path, *, dtype: torch.dtype | str = torch.float32) -> "MiniCPMLM":

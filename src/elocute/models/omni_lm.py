@@ -15,7 +15,7 @@ What the talker reads is detached: speech trains the talker, text the thinker, e
 something is said must not move what is said behind the back of the text's own KL; and a step on speech alone needs no
 activations of the thinker.
 
-Both stages are sampled at one temperature, nothing banned: what is sampled is what is trained.
+Both stages are sampled with nothing banned and nothing penalised: what is sampled is what is trained.
 """
 
 from collections.abc import Iterator, Sequence

@@ -35,8 +35,8 @@ PUBLISHED = {
     "Qwen2MTPSenseVoiceForCausalLM": "vita_audio",
 }
 """Architectures of published folders that need no elocute.json, and their kinds."""
-_SLAMKIT = "speech_language_model"
-_TWIST = ("OPTForCausalLM", "LlamaForCausalLM")
+SLAMKIT = "speech_language_model"
+_TWIST = ("opt", "llama")
 _SPARE = re.compile(r"(^|\.)(rotary_emb\.inv_freq|decoder\.version)$")
 """What old checkpoints hold beside the weights: computed buffers, OPT's mark of its version."""
 
@@ -214,16 +214,29 @@ class SpeechLM:
     streams: Sequence[int] = (1,)
     """The cells of a step, for each stage of an answer."""
 
+    temperature: float | Sequence[float] = 0.7
+    """What it is sampled at where nobody says; one for each of its heads where they differ."""
+
+    def temperatures(self, said: float | Sequence[float] | None) -> list[float]:
+        """Of each head, of one number, of one for each or, None, of the model's own. InputError for more or fewer."""
+        said, heads = self.temperature if said is None else said, sum(self.streams)
+        each = [said] * heads if isinstance(said, int | float) else list(said)
+        if len(each) != heads:
+            raise InputError(
+                f"temperature: expected one number or {heads}, one for each of the model's heads, got {len(each)}"
+            )
+        return each
+
     def cursor(self, prompt):
         """An answer to a prompt that has not begun."""
         return self.layout.cursor()
 
     def heads(self) -> list[torch.nn.Module]:
-        """All that says something of an answer's cells."""
+        """All that says something of an answer's cells, stage by stage, stream by stream."""
         return [self.head()]
 
     def states(self, batch: Batch, *, share_prompts: bool) -> list[States]:
-        """What predicts a batch's selected cells, head by head."""
+        """What predicts a batch's selected cells, head by head as in `heads`; the last ones may lack."""
         return one_stream.states(self, batch, share_prompts=share_prompts)
 
     def decoders(self, prompts: Sequence, group_size: int, cursors: Sequence) -> Iterator[one_stream.Decoder]:
@@ -285,17 +298,16 @@ def units_of(example: Example, field: str, ref: AudioRef, audio: EncodedAudio) -
 def _published_kind(config: Path) -> str | None:
     """The kind of a published folder by its config.json: one of PUBLISHED, or a unit LM.
 
-    TWIST's architectures are those of text LMs; the key `offset`, where its units begin, is TWIST's alone.
+    TWIST's types are those of text LMs; the key `offset`, where its units begin, is TWIST's alone.
     """
     try:
         said = json.loads(config.read_text())
-        if said.get("model_type") == _SLAMKIT:
+        kind = said.get("model_type")
+        if kind == SLAMKIT or kind in _TWIST and type(said.get("offset")) is int:
             return "units"
         [architecture] = said["architectures"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    if architecture in _TWIST and type(said.get("offset")) is int:
-        return "units"
     return PUBLISHED.get(architecture)
 
 

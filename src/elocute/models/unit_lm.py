@@ -15,33 +15,37 @@ Whether units stand without repeats is the codec's matter.
 """
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from elocute.data.cache import EncodedAudio
-from elocute.data.files import read_json
+from elocute.data.files import link_file, read_json, write_atomically
 from elocute.data.types import AudioRef, Example
 from elocute.errors import InputError
 from elocute.models.layout import Layout, Tokens
-from elocute.models.speech_lm import SpeechLM, beside, check_weights, load_network, read_settings, units_of
+from elocute.models.speech_lm import SLAMKIT, SpeechLM, beside, check_weights, load_network, read_settings, units_of
 from elocute.speech import Codec, load_codec
 
 CODEC = "unit-codec"
+_WEIGHTS = re.compile(r"\.(safetensors|bin|pt)(\.index\.json)?$|^(config|elocute)\.json$")
+"""What `save` writes itself."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """All of a model folder but the weights. wrapper: the config.json around `config` in SlamKit's layout, or None."""
+    """All of a model folder but the weights. published: its config.json as it stands, SlamKit's around `config`."""
 
     layout: Layout
     bos: int | None
     codec: Codec
     settings: dict
     config: PreTrainedConfig
-    wrapper: dict | None
+    folder: Path
+    published: dict
 
 
 class UnitLM(SpeechLM):
@@ -49,22 +53,31 @@ class UnitLM(SpeechLM):
 
     def __init__(self, model, vocabulary: Vocabulary):
         super().__init__(model, vocabulary.layout, vocabulary.codec, vocabulary.settings)
-        self.bos, self._wrapper = vocabulary.bos, vocabulary.wrapper
+        self.bos, self.folder, self._published = vocabulary.bos, vocabulary.folder, vocabulary.published
 
     @classmethod
     def load(cls, folder: str | Path, *, dtype: torch.dtype | str = torch.float32) -> "UnitLM":
         """Load a model folder. InputError names what is missing or does not fit."""
         folder = Path(folder)
         vocabulary = load_vocabulary(folder)
-        return cls(load_network(folder, dtype, config=vocabulary.config, key_mapping={r"^lm\.": ""}), vocabulary)
+        return cls(load_lm(folder, dtype=dtype), vocabulary)
 
     def save(self, folder: str | Path) -> None:
-        """Write a folder that `load` reads: weights (LoRA merged) and config in the layout they came in, the rest."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.plain_model().save_pretrained(folder)
-        if self._wrapper is not None:
-            (folder / "config.json").write_text(json.dumps(self._wrapper, indent=2) + "\n")
+        """Write a folder that `load` reads: weights (LoRA merged) in the layout they came in, the codec in it.
+
+        config.json says what it said, for today's transformers would name things as yesterday's cannot read them; all
+        other files beside it go along. InputError when the folder that it was loaded from is gone.
+        """
+        folder, network = Path(folder), self.plain_model()
+        if not self.folder.is_dir():
+            raise InputError(f"{self.folder}: gone; what lay beside the weights cannot be saved")
+        network.save_pretrained(folder)
+        for file in self.folder.iterdir():
+            if file.is_file() and not file.name.startswith(".") and not _WEIGHTS.search(file.name):
+                link_file(file, folder / file.name)
+        dtype = str(network.dtype).removeprefix("torch.")
+        said = self._published | {key: dtype for key in ("torch_dtype", "dtype") if key in self._published}
+        write_atomically(folder / "config.json", (json.dumps(said, indent=2, ensure_ascii=False) + "\n").encode())
         self.save_beside(folder)
 
     # tokens in
@@ -111,11 +124,17 @@ class UnitLM(SpeechLM):
         return answer
 
 
+def load_lm(folder: str | Path, *, dtype: torch.dtype | str = torch.float32) -> PreTrainedModel:
+    """The causal LM alone, without a codec. InputError names what is missing or does not fit."""
+    _, config = _read_config(Path(folder) / "config.json")
+    return load_network(Path(folder), dtype, config=config, key_mapping={r"^lm\.": ""})
+
+
 def load_vocabulary(folder: Path) -> Vocabulary:
     """Read and check all of a model folder but its weights."""
     settings = read_settings(folder)
-    config, wrapper = _read_config(folder / "config.json")
-    tokens = _read_tokens(folder / "elocute.json", settings, config, wrapper)
+    said, config = _read_config(folder / "config.json")
+    tokens = _read_tokens(folder / "elocute.json", settings, said, config)
     codec = load_codec(codec_folder(folder))
     layout = Layout(
         ratio="speech-only",
@@ -132,7 +151,7 @@ def load_vocabulary(folder: Path) -> Vocabulary:
     if highest >= config.vocab_size:
         raise InputError(f"{folder}: the model has {config.vocab_size} embeddings, its codec needs ids up to {highest}")
     check_weights(folder)
-    return Vocabulary(layout, tokens["bos"], codec, settings, config, wrapper)
+    return Vocabulary(layout, tokens["bos"], codec, settings, config, folder, said)
 
 
 def codec_folder(folder: Path) -> Path:
@@ -140,26 +159,26 @@ def codec_folder(folder: Path) -> Path:
     return beside(folder, "codec", CODEC).resolve()
 
 
-def _read_config(file: Path) -> tuple[PreTrainedConfig, dict | None]:
-    """The causal LM's config and, where SlamKit's stands around it, that one."""
+def _read_config(file: Path) -> tuple[dict, PreTrainedConfig]:
+    """config.json as it stands, and the causal LM's in it: all of it, or what SlamKit's stands around."""
     said = read_json(file, "the config of a causal LM over units")
     try:
-        wrapped = said.get("model_type") == "speech_language_model"
+        wrapped = said.get("model_type") == SLAMKIT
         inner = said["base_config"] | {"vocab_size": said["vocab_size"]} if wrapped else said
         inner = {key: value for key, value in inner.items() if "attn_implementation" not in key}  # its authors' GPU
-        return AutoConfig.for_model(**inner), said if wrapped else None
+        return said, AutoConfig.for_model(**inner)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{file}: not the config of a causal LM over units: {error}") from error
 
 
-def _read_tokens(file: Path, settings: dict, config: PreTrainedConfig, wrapper: dict | None) -> dict[str, int | None]:
+def _read_tokens(file: Path, settings: dict, said: dict, config: PreTrainedConfig) -> dict[str, int | None]:
     """unit_0, bos and eos, as elocute.json says or else the published layout; checks elocute.json."""
     if unknown := set(settings) - {"kind", "codec", "unit_0", "bos", "eos", "open_ended"}:
         raise InputError(f"{file}: {sorted(unknown)[0]}: unknown key")
     if not isinstance(settings.get("codec", ""), str):
         raise InputError(f"{file}: codec: expected the codec's folder, got {settings['codec']!r}")
     published = {"unit_0": getattr(config, "offset", None), "bos": None, "eos": None}
-    if wrapper is not None:
+    if said.get("model_type") == SLAMKIT:
         published = {"unit_0": 2, "bos": 1, "eos": 1}
     tokens = published | {name: settings[name] for name in published if name in settings}
     for name, id in tokens.items():

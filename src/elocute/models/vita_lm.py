@@ -4,7 +4,7 @@ The published folder loads as it is. GLM-4-Voice's codec, with which it speaks (
 it, in `glm-4-voice-tokenizer` and `glm-4-voice-decoder`, or where an `elocute.json` in the folder says:
 
     {"kind": "vita_audio", "speech_tokenizer": "/where/glm-4-voice-tokenizer", "speech_decoder": "/where/…-decoder",
-     "mtp": "boost"}
+     "mtp": "boost", "ratio": [1, 10, 4, 10]}
 
 Every token of an answer is sampled, markers and the turn's end, too; padding behind the vocabulary never is. What Plus
 hears comes from its own encoder, which is frozen as in the original's training; the projector behind it is trained
@@ -15,6 +15,10 @@ wherever the LLM's own weights are, and stays as it is beside an adapter.
 main head. Each token of an answer, sampled or to be learnt from, is scored by the very head that says it, without the
 original's detaching: its log-prob is a function of the main layers, too. With "off" multi-token prediction stays as it
 is, and is saved again.
+
+`ratio` says in which order the text and speech of an answer to learn stand (vita/interleave.py); where it is not said,
+the schedule of generation_config.json is also that, for training wrote it there, and where that holds no speech, as
+Vanilla's [8192, 0], [1, 10, 4, 10].
 """
 
 import json
@@ -129,8 +133,7 @@ class VitaLM(SpeechLM):
     def __init__(self, network, tokens: vita.VitaTokens, codec, ears: vita.UserAudio | None, folder: Path):
         super().__init__(network, Layout(tokens), codec, {})
         self.tokens, self.tokenizer, self.ears, self.folder = tokens, tokens.tokenizer, ears, folder
-        self.mode, self._said = read_mtp(folder, network.config)
-        self.ratio = vita.read_ratio(vita.published_mode(folder))
+        self.mode, self.ratio, self._said = read_orders(folder, network.config)
         self._control = control_tokens(tokens.tokenizer)
 
     @classmethod
@@ -151,7 +154,7 @@ class VitaLM(SpeechLM):
         vita.save(folder, self.folder, self.plain_model())
         for key, name in PARTS.items():
             link_folder(beside(self.folder, key, name), folder / name)
-        said = {"kind": "vita_audio"} | ({} if self._said is None else {"mtp": self._said})
+        said = {"kind": "vita_audio"} | self._said
         (folder / "elocute.json").write_text(json.dumps(said, indent=2) + "\n")
 
     # tokens in
@@ -265,20 +268,30 @@ class DepthsDecoder:
         self.hidden = [states.to(self.lm.head().weight.dtype)]
 
 
-def read_mtp(folder: Path, config: vita.VitaConfig) -> tuple[list[int] | None, object]:
-    """The schedule of a folder's answers, None for the main head alone, and what its elocute.json says of it, if so."""
-    said = read_settings(folder).get("mtp")
+def read_orders(folder: Path, config: vita.VitaConfig) -> tuple[list[int] | None, Sequence[int], dict]:
+    """The schedule of a folder's answers, None for the main head alone; the ratio of those to learn; what its
+    elocute.json says of the two."""
+    file, said = folder / "elocute.json", read_settings(folder)
+    if unknown := set(said) - {"kind", "mtp", "ratio", *PARTS}:
+        raise InputError(f"{file}: {sorted(unknown)[0]}: unknown key")
+    own = {key: said[key] for key in ("mtp", "ratio") if said.get(key) is not None}
     try:
-        return vita.sampling_mode(folder, config, said), said
+        mode = vita.sampling_mode(folder, config, own.get("mtp"))
     except InputError as error:
-        raise InputError(f"{folder / 'elocute.json'}: {error}" if said is not None else str(error)) from error
+        raise InputError(f"{file}: {error}" if "mtp" in own else str(error)) from error
+    try:
+        return mode, vita.read_ratio(vita.published_mode(folder), own.get("ratio")), own
+    except InputError as error:
+        raise InputError(f"{file}: ratio: {error}") from error
 
 
 def load_vocabulary(folder: Path) -> vita.VitaTokens:
-    """All of a folder but weights and sound. InputError names what is missing or does not fit."""
-    read_mtp(folder, vita.check_network(folder))
+    """All of a folder but weights. InputError names what is missing or does not fit, of what hears and speaks, too."""
+    read_orders(folder, vita.check_network(folder))
     tokenizer, decoder = (beside(folder, key, name) for key, name in PARTS.items())
     tokens = vita.load_tokens(folder)
+    if tokens.context is not None:
+        vita.check_ears(folder)
     check_units(tokenizer, tokens.n_units, folder)
     check_knows(decoder, tokens.n_units, folder)
     return tokens

@@ -10,6 +10,7 @@ from elocute.recipe.ears import EarSpec, PocketSphinxSpec
 from elocute.recipe.rewards import LabelListenerSpec, RewardSpec, deciding, same_judge
 from elocute.recipe.rounds import Rounds
 from elocute.recipe.section import Positive, Section, Weight
+from elocute.recipe.temperature import Temperature
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Scope = Literal["all", "text", "speech"]
@@ -23,8 +24,7 @@ class Data(Section):
     eval: Path | None = None
     """Rows with an `answer` column, or of a TTS model texts to read; evaluated before and after; null: not at all."""
     dev: Path | None = None
-    """Rows with a chosen and a rejected answer (`objective.kind: dpo`), measured at every checkpoint: the best becomes
-    `model/`, see docs/losses.md."""
+    """Rows with a chosen and a rejected answer, measured at checkpoints: the best becomes `model/` (docs/losses.md)."""
     cache: Path | None = None
     """Folder of encoded audio; default $ELOCUTE_CACHE/units, else ~/.cache/elocute/units."""
     prompt_seconds: Annotated[float, Field(gt=0)] | None = None
@@ -38,8 +38,8 @@ class Rollout(Section):
     """Prompts a step, P, over all processes: a multiple of their number."""
     max_new_tokens: Positive = 1024
     """An answer without an end by then is broken."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Of sampling, and of the log-probs of the policy gradient and the KL."""
+    temperature: Temperature = 1.0
+    """Of sampling, and of the log-probs of policy gradient and KL; one, or one for each head (docs/models.md)."""
     top_k: Annotated[int, Field(ge=0)] = 0
     """Sample from the k likeliest tokens; 0: all."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -286,8 +286,8 @@ class Evaluation(Section):
 
     rows: Positive | None = None
     """The first n rows of data.eval; default all."""
-    temperature: Annotated[float, Field(gt=0)] = 0.7
-    """Of sampling in the evaluation."""
+    temperature: Temperature | None = None
+    """Of sampling in the evaluation; one, or one for each of the model's heads; null: its own, mostly 0.7."""
     batch: Positive = 64
     """Questions answered, or texts read, at a time; the result does not depend on it."""
     ear: EarSpec = PocketSphinxSpec(kind="pocketsphinx")

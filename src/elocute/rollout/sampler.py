@@ -10,7 +10,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,11 +23,11 @@ from elocute.objectives.logprobs import all_logits
 
 @dataclass(frozen=True)
 class Sampling:
-    """max_new_tokens: steps of a stage, whatever its streams. temperature > 0; top_k 0 and top_p 1 mean the whole
-    vocabulary."""
+    """max_new_tokens: steps of a stage, whatever its streams. temperature > 0, one or one for each of the model's
+    heads, None: the model's own; top_k 0 and top_p 1 mean the whole vocabulary."""
 
     max_new_tokens: int
-    temperature: float = 1.0
+    temperature: float | Sequence[float] | None = 1.0
     top_k: int = 0
     top_p: float = 1.0
 
@@ -93,6 +93,7 @@ class _Batch:
 
     def __init__(self, lm, prompts, seeds, group_size, sampling: Sampling):
         self.lm, self.prompts, self.seeds, self.group_size, self.sampling = lm, prompts, seeds, group_size, sampling
+        self.by_head = [replace(sampling, temperature=own) for own in lm.temperatures(sampling.temperature)]
         self.cursors = [lm.cursor(prompt) for prompt in prompts for _ in range(group_size)]
         self.logprobs: list[list[float]] = [[] for _ in seeds]
         self.entropies: list[list[float]] = [[] for _ in seeds]
@@ -137,13 +138,14 @@ class _Batch:
         forced = torch.tensor(forced, device=device)
         places = torch.tensor([len(self.logprobs[row]) for row in rows], device=device)
         numbers = torch.tensor(rows, device=device)
+        before = sum(self.lm.streams[: self.cursors[rows[0]].stage])  # heads of earlier stages
         ids: list[torch.Tensor] = []
         values = []
         for stream, head in enumerate(decoder.heads):
             known = stream < len(decoder.hidden)
             hidden = decoder.hidden[stream] if known else decoder.deeper(torch.stack(ids, 1))
             logits = all_logits(hidden, head.weight, head.bias)
-            drawn, *measured = draw(logits, self.uniforms[numbers, places + stream], self.sampling)
+            drawn, *measured = draw(logits, self.uniforms[numbers, places + stream], self.by_head[before + stream])
             free = forced[:, stream] < 0
             ids.append(torch.where(free, drawn, forced[:, stream]))
             values.append(torch.stack([torch.where(free, value, 0.0) for value in measured]))
@@ -181,8 +183,8 @@ def _ended(cursor, prompt, logprob: torch.Tensor, entropy: torch.Tensor, seed: i
 def draw(logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampling):
     """One token a row by inverting the cumulative distribution at `uniform`.
 
-    logits [B, V]; uniform float64 [B] in [0, 1). Returns ids [B], log-probs as sampled [B] and entropies before
-    top-k/top-p [B], both float32.
+    logits [B, V]; uniform float64 [B] in [0, 1); sampling's temperature is one number. Returns ids [B], log-probs as
+    sampled [B] and entropies before top-k/top-p [B], both float32.
     """
     logits = logits.float() / sampling.temperature
     logp = torch.log_softmax(logits, -1)

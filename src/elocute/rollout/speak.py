@@ -28,13 +28,13 @@ def speak(
     asked: Sequence[tuple[str, Mapping[str, str]]],
     *,
     seed: int,
-    temperature: float = 1.0,
+    temperature: float | Sequence[float] | None = 1.0,
     max_new_tokens: int | None = None,
     batch: int = 16,
     names: Sequence[str] = (),
 ) -> list[Spoken]:
     """Speak each (text, labels) once, in order; how depends on it and the seed, not on the others. lm: one that reads
-    aloud.
+    aloud; temperature: as Sampling has it.
 
     max_new_tokens: default LONGEST, or what the model's context leaves. names: one each, on which it depends too, so
     that the same text and labels are not spoken alike. InputError for what cannot be spoken.

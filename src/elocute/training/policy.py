@@ -39,26 +39,31 @@ class Policy(torch.nn.Module):
         """What predicts the selected cells, head by head."""
         return self.lm.states(batch, share_prompts=self.share_prompts)
 
-    def forward(self, batch: Batch | None, temperature: float = 1.0, reference: Sequence[States] | None = None):
+    def forward(
+        self,
+        batch: Batch | None,
+        temperature: float | Sequence[float] = 1.0,
+        reference: Sequence[States] | None = None,
+    ):
         """Log-probs of the selected cells [N]; with the `reference`'s states also KL(policy ‖ reference) [N].
 
+        temperature: one, or one for each of the model's heads.
         The log-probs' gradient has a part, maybe 0, for every weight that is trained, whatever the cells depend on.
         batch None: no cells, N = 0, by which a process without answers takes part in the exchange of gradients.
         """
         nothing = self._nothing()
         if batch is None:
             return nothing.expand(0), None
-        states = self.states(batch)
+        states, each = self.states(batch), self.lm.temperatures(temperature)
         logp = _joined(states, [
-            selected_logprobs(of.hidden, of.head.weight, _its(batch.targets, of), bias=of.head.bias,
-                              temperature=temperature)
-            for of in states
+            selected_logprobs(of.hidden, of.head.weight, _its(batch.targets, of), bias=of.head.bias, temperature=own)
+            for of, own in zip(states, each, strict=False)
         ], len(batch.targets)) + nothing  # fmt: skip
         if reference is None:
             return logp, None
         return logp, _joined(states, [
-            exact_kl(of.hidden, of.head.weight, ref.hidden, ref.head.weight, temperature=temperature)
-            for of, ref in zip(states, reference, strict=True)
+            exact_kl(of.hidden, of.head.weight, ref.hidden, ref.head.weight, temperature=own)
+            for of, ref, own in zip(states, reference, each[: len(states)], strict=True)
         ], len(batch.targets))  # fmt: skip
 
     def _nothing(self) -> torch.Tensor:
@@ -103,7 +108,7 @@ class Reference:
             self.policy, self.off = Policy(lm, share_prompts=policy.share_prompts), contextlib.nullcontext
 
     @torch.no_grad()
-    def logprobs(self, batch: Batch, temperature: float) -> torch.Tensor:
+    def logprobs(self, batch: Batch, temperature: float | Sequence[float]) -> torch.Tensor:
         with self._evaluating():
             return self.policy(batch, temperature)[0]
 
@@ -146,6 +151,11 @@ def load_policy(recipe: Recipe) -> Policy:
     lm.compute = None if dtype == torch.float32 else dtype
     if len(lm.heads()) == 1:
         check_head(lm, recipe.model)
+    for key, section in (("rollout", recipe.rollout), ("evaluation", recipe.evaluation)):
+        try:
+            lm.temperatures(section.temperature)
+        except InputError as error:
+            raise InputError(f"{recipe.model}: {key}.{error}") from error
     if isinstance(recipe.objective, Dpo) and recipe.objective.scope == "text" and not lm.layout.writes:
         raise InputError(f"{recipe.model}: objective.scope: the model writes no text; expected speech or all")
     if recipe.objective.exact_kl and any(head.bias is not None for head in lm.heads()):

@@ -52,18 +52,12 @@ class KimiConfig(Qwen2Config):
         return self.vocab_size - self.kimia_token_offset
 
 
-def read_published(folder: Path) -> dict:
-    """config.json as it stands, of a folder that holds a Kimi-Audio. InputError for any other."""
+def read_config(folder: str | Path) -> KimiConfig:
+    """A published folder's config, checked. InputError names the key that is missing or does not fit."""
     file = Path(folder) / "config.json"
     said = read_json(file, "the config of a Kimi-Audio")
     if (named := said.get("architectures")) != [ARCHITECTURE]:  # model_type is not the same in all copies
         raise InputError(f"{file}: architectures: expected [{ARCHITECTURE!r}], got {named!r}")
-    return said
-
-
-def read_config(folder: str | Path) -> KimiConfig:
-    """A published folder's config, checked. InputError names the key that is missing or does not fit."""
-    file, said = Path(folder) / "config.json", read_published(Path(folder))
     own = [name for name in KimiConfig.__annotations__ if name.startswith("kimia_")]
     known = {key: said[key] for key in (*_NEEDED, *_OTHERS, *own) if key in said}
     for key in (*_NEEDED, *own):

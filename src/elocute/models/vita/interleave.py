@@ -7,6 +7,7 @@ speech chunk `[E]`, next text chunk … Where one side runs out of chunks, the r
     [1, 10, 4, 10], 10 text tokens, 40 units:   t [B] 8 [E] tttt [B] 8 [E] tttt [B] 8 [E] t [B] 16 [E]
 """
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,18 +20,22 @@ DEFAULT_RATIO = (1, 10, 4, 10)
 
 def check_ratio(ratio: Sequence[int]) -> None:
     """InputError unless `ratio` is a list that can be cut by."""
-    if len(ratio) < 2 or len(ratio) % 2 or min(ratio[::2]) < 1 or min(ratio[1::2]) < 3:
+    numbers = isinstance(ratio, Sequence) and all(type(count) is int for count in ratio)
+    if not numbers or len(ratio) < 2 or len(ratio) % 2 or min(ratio[::2]) < 1 or min(ratio[1::2]) < 3:
         raise InputError(
             "text_audio_interval_ratio: expected pairs [text, audio, text, audio …], text at least 1 and audio, which "
-            f"counts its two markers, at least 3, got {list(ratio)}"
+            f"counts its two markers, at least 3, got {json.dumps(ratio)}"
         )
 
 
-def read_ratio(mode: Sequence[int] | None) -> Sequence[int]:
-    """The ratio that a folder was trained with: its `mtp_inference_mode`, for training sets it to that.
+def read_ratio(mode: Sequence[int] | None, said: Sequence[int] | None = None) -> Sequence[int]:
+    """The ratio of a folder: what its elocute.json says, or the one it was trained with, its `mtp_inference_mode`.
 
-    Where there is none, or one without speech as [8192, 0], the default.
+    Where there is none, or one without speech as [8192, 0], the default. InputError for what is said and is no ratio.
     """
+    if said is not None:
+        check_ratio(said)
+        return said
     try:
         check_ratio(mode or ())
     except InputError:

@@ -48,7 +48,7 @@ class VitaModel(Qwen2Model):
 
     def __init__(self, config: VitaConfig):
         main = copy.deepcopy(config)
-        main.layer_types = main.layer_types[: config.n_main]
+        main.layer_types = main.layer_types[: max(1, config.n_main)]  # a depth alone, too, asks for the first
         main.num_hidden_layers, main.num_nextn_predict_layers = config.n_main, 0
         super().__init__(main)
         # Layer index 0: each has a cache of its own, whose length lags behind the main layers'.

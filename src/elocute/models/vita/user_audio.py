@@ -5,7 +5,7 @@ geometry is in the published folder: weights under `model.audio_model.`, the fea
 geometry is the weights' own but for what no weight shows, for which FunASR's config.yaml is asked if it is there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,22 +41,7 @@ class UserAudio:
 
         InputError for a folder of another kind, or where something lacks or does not fit.
         """
-        folder = Path(folder)
-        config = read_config(folder)
-        if not config.hears_features:
-            raise InputError(f"{folder}: {config.model_type} hears units; only a Plus folder has an audio encoder")
-        front_end = FrontEnd.load(folder / "am.mvn", dither)
-        heads = _read_geometry(folder / "config.yaml")
-        shards = Shards.open(folder)
-        if strange := [name for name in shards.names(ENCODER) if not name.startswith(_WEIGHTS)]:
-            raise InputError(f"{folder}: the weights hold {strange[0]}, for which the audio encoder has no place")
-        try:
-            encoder = SenseVoice.from_published(shards.read(_WEIGHTS, dtype, skip=(_SPARE,)), heads)
-        except InputError as error:
-            raise InputError(f"{folder}: {error}") from error
-        if encoder.width != WIDTH:
-            raise InputError(f"{folder}: the audio encoder takes features of {encoder.width}, not of {WIDTH}")
-        return cls(front_end, encoder)
+        return cls(*_opened(Path(folder), dither, lambda shards: shards.read(_WEIGHTS, dtype, skip=(_SPARE,))))
 
     def features(self, waveform: np.ndarray, sample_rate: int) -> Tensor:
         """Mono float [samples] at any rate → float32 [F, 560], on the CPU: what can be computed once and kept."""
@@ -70,6 +55,35 @@ class UserAudio:
         padded = nn.utils.rnn.pad_sequence([each.to(device) for each in features], batch_first=True)
         states = self.encoder(padded, counts)
         return [row[: count + len(QUERIES)] for row, count in zip(states, counts.tolist(), strict=True)]
+
+
+def check_ears(folder: Path) -> None:
+    """InputError unless a Plus folder has all that it hears with; of the weights names and shapes alone are read."""
+
+    def without_numbers(shards: Shards) -> dict[str, Tensor]:
+        shapes = shards.shapes(_WEIGHTS, skip=(_SPARE,))
+        return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+    _opened(folder, 0.0, without_numbers)
+
+
+def _opened(folder: Path, dither: float, read: Callable[[Shards], dict[str, Tensor]]) -> tuple[FrontEnd, SenseVoice]:
+    """Front end and encoder, of the weights that `read` takes."""
+    config = read_config(folder)
+    if not config.hears_features:
+        raise InputError(f"{folder}: {config.model_type} hears units; only a Plus folder has an audio encoder")
+    front_end = FrontEnd.load(folder / "am.mvn", dither)
+    heads = _read_geometry(folder / "config.yaml")
+    shards = Shards.open(folder)
+    if strange := [name for name in shards.names(ENCODER) if not name.startswith(_WEIGHTS)]:
+        raise InputError(f"{folder}: the weights hold {strange[0]}, for which the audio encoder has no place")
+    try:
+        encoder = SenseVoice.from_published(read(shards), heads)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from error
+    if encoder.width != WIDTH:
+        raise InputError(f"{folder}: the audio encoder takes features of {encoder.width}, not of {WIDTH}")
+    return front_end, encoder
 
 
 def n_embeddings(samples: int) -> int:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from elocute.errors import InputError
-from elocute.speech.glm4voice.files import copy_files, fill, read_tagged_yaml
+from elocute.speech.glm4voice.files import check_state, copy_files, fill, read_tagged_yaml
 from elocute.speech.glm4voice.flow import Flow
 from elocute.speech.glm4voice.vocoder import Hift
 from elocute.speech.torch_file import read_torch
@@ -45,13 +45,7 @@ class SpeechDecoder:
     @classmethod
     def load(cls, folder: str | Path) -> "SpeechDecoder":
         """The published folder: config.yaml, flow.pt, hift.pt. InputError for another one."""
-        folder = Path(folder)
-        files = tuple(folder / name for name in _FILES)
-        if missing := [file.name for file in files if not file.is_file()]:
-            raise InputError(f"{folder}: not a decoder of GLM-4-Voice: there is no {missing[0]}")
-        said = read_tagged_yaml(files[0])
-        _check(said, files[0])
-        flow, vocoder = _built(Flow, said, "flow", files[0]), _built(Hift, said, "hift", files[0])
+        files, flow, vocoder = _opened(Path(folder))
         fill(flow, read_torch(files[1], _WEIGHTS), files[1])
         fill(vocoder, _folded(files[2]), files[2])
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -72,13 +66,22 @@ class SpeechDecoder:
 
 
 def check_knows(folder: Path, n_units: int, model: Path) -> None:
-    """InputError unless the decoder of a folder, of which config.yaml alone is read, can say every unit of a model."""
-    file = Path(folder) / _FILES[0]
-    said = read_tagged_yaml(file)
-    _check(said, file)
-    knows = said["flow"].get("vocab_size")
-    if type(knows) is not int or knows < n_units:
-        raise InputError(f"{model}: {folder} knows {knows} units, the model's vocabulary has {n_units}")
+    """InputError unless a folder's decoder is whole, and can say every unit of a model; its flow is not read."""
+    files, flow, vocoder = _opened(Path(folder))
+    if flow.n_units < n_units:
+        raise InputError(f"{model}: {folder} knows {flow.n_units} units, the model's vocabulary has {n_units}")
+    check_state(flow, read_torch(files[1], _WEIGHTS), files[1])
+    check_state(vocoder, _folded(files[2]), files[2])
+
+
+def _opened(folder: Path) -> tuple[tuple[Path, ...], Flow, Hift]:
+    """Its files, and both networks, which have no weights yet."""
+    files = tuple(folder / name for name in _FILES)
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise InputError(f"{folder}: not a decoder of GLM-4-Voice: there is no {missing[0]}")
+    said = read_tagged_yaml(files[0])
+    _check(said, files[0])
+    return files, _built(Flow, said, "flow", files[0]), _built(Hift, said, "hift", files[0])
 
 
 def _check(said: dict, file: Path) -> None:
@@ -96,7 +99,7 @@ def _check(said: dict, file: Path) -> None:
 def _built(kind: type, said: dict, name: str, file: Path) -> torch.nn.Module:
     try:
         with torch.device("meta"):
-            return kind(said[name]).to_empty(device="cpu")
+            return kind(said[name])
     except KeyError as error:
         raise InputError(f"{file}: {name}: lacks {error.args[0]}") from error
     except (TypeError, ValueError, RuntimeError, AttributeError, ZeroDivisionError, IndexError) as error:

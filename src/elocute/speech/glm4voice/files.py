@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from elocute.errors import InputError
@@ -68,8 +68,24 @@ def read_safetensors(file: Path) -> dict[str, torch.Tensor]:
         raise InputError(f"{file}: not a safetensors file: {error}") from error
 
 
-def fill(module: torch.nn.Module, state: dict[str, torch.Tensor], file: Path) -> None:
-    """Copy a file's weights into a module of the same names and shapes, as float32; InputError names what differs."""
+def read_header(file: Path) -> dict[str, torch.Tensor]:
+    """The same without their numbers, on the meta device."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {name: torch.empty(opened.get_slice(name).get_shape(), device="meta") for name in opened.keys()}
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file}: not a safetensors file: {error}") from error
+
+
+def fill(module: torch.nn.Module, state: dict[str, torch.Tensor], file: Path) -> torch.nn.Module:
+    """Copy a file's weights into a module that has none yet, as float32, on the CPU; InputError names what differs."""
+    check_state(module, state, file)
+    module.to_empty(device="cpu").load_state_dict(state)
+    return module
+
+
+def check_state(module: torch.nn.Module, state: dict[str, torch.Tensor], file: Path) -> None:
+    """InputError unless a file's weights have the names and shapes of a module's."""
     own = module.state_dict()
     if lacking := sorted(own.keys() - state.keys()):
         raise InputError(f"{file}: the weights lack {lacking[0]}")
@@ -79,7 +95,6 @@ def fill(module: torch.nn.Module, state: dict[str, torch.Tensor], file: Path) ->
         if tensor.shape != state[name].shape:
             shapes = f"{list(tensor.shape)}, the weights {list(state[name].shape)}"
             raise InputError(f"{file}: {name}: the config says {shapes}")
-    module.load_state_dict(state)
 
 
 def copy_files(files: Iterable[Path], folder: Path) -> None:

@@ -28,7 +28,7 @@ from elocute.data.audio import resample
 from elocute.data.digest import digest_file
 from elocute.data.files import read_json
 from elocute.errors import InputError
-from elocute.speech.glm4voice.files import copy_files, fill, read_safetensors
+from elocute.speech.glm4voice.files import check_state, copy_files, fill, read_header, read_safetensors
 from elocute.speech.units import as_mono
 
 _ALGORITHM = "elocute-glm4voice-units-1"
@@ -114,14 +114,8 @@ class SpeechTokenizer:
 
         The encoder's weights alone, or those of the whole model, of which the rest is left out.
         """
-        folder = Path(folder)
-        files = tuple(folder / name for name in _FILES)
-        if missing := [file.name for file in files if not file.is_file()]:
-            raise InputError(f"{folder}: not a speech tokenizer of GLM-4-Voice: there is no {missing[0]}")
-        config, extractor = _read_config(files[0]), _read_extractor(files[1])
-        _check_fit(config, extractor, files[1])
-        model = _built(config, files[0])
-        fill(model, _own_part(read_safetensors(files[2]), config.quantize_position), files[2])
+        files, extractor, model = _opened(Path(folder))
+        fill(model, _own_part(read_safetensors(files[2]), len(model.layers)), files[2])
         return cls(model.to("cuda" if torch.cuda.is_available() else "cpu"), extractor, files)
 
     def save(self, folder: str | Path) -> None:
@@ -165,9 +159,21 @@ class SpeechTokenizer:
 
 
 def check_units(folder: Path, n_units: int, model: Path) -> None:
-    """InputError unless the tokenizer of a folder, of which config.json alone is read, has as many units as a model."""
-    if (has := _read_config(Path(folder) / "config.json").quantize_vocab_size) != n_units:
+    """InputError unless a folder's tokenizer is whole, and has as many units as a model; its weights are not read."""
+    files, _, network = _opened(Path(folder))
+    if (has := network.codebook.num_embeddings) != n_units:
         raise InputError(f"{model}: {folder} has {has} units, the model's vocabulary {n_units}")
+    check_state(network, _own_part(read_header(files[2]), len(network.layers)), files[2])
+
+
+def _opened(folder: Path) -> tuple[tuple[Path, ...], WhisperFeatureExtractor, WhisperVQ]:
+    """Its files, what makes features, and the network, which has no weights yet."""
+    files = tuple(folder / name for name in _FILES)
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise InputError(f"{folder}: not a speech tokenizer of GLM-4-Voice: there is no {missing[0]}")
+    config, extractor = _read_config(files[0]), _read_extractor(files[1])
+    _check_fit(config, extractor, files[1])
+    return files, extractor, _built(config, files[0])
 
 
 def _read_config(file: Path) -> WhisperConfig:
@@ -191,7 +197,7 @@ def _read_config(file: Path) -> WhisperConfig:
 def _built(config: WhisperConfig, file: Path) -> WhisperVQ:
     try:
         with torch.device("meta"):
-            return WhisperVQ(config).to_empty(device="cpu")
+            return WhisperVQ(config)
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
         raise InputError(f"{file}: cannot be built: {' '.join(str(error).split())}") from error
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from elocute.data.files import read_json
+from elocute.data.shards import check_fit, without_weights
 from elocute.errors import InputError
 from elocute.speech.kimi.torch_file import read_state
 from elocute.speech.unit_vocoder import folded
@@ -54,16 +55,25 @@ class BigVGAN(nn.Module):
     def load(cls, folder: str | Path) -> "BigVGAN":
         """A folder with config.json and model.pt; on the CPU, in float32. InputError for anything else."""
         folder = Path(folder)
-        config = _read_config(folder / "config.json")
-        state = read_state(folder / "model.pt", "generator")
-        try:
-            vocoder = cls(config)
-            taps = {name: buffer for name, buffer in vocoder.named_buffers()}
-            vocoder.load_state_dict(taps | folded(state))
-        except (RuntimeError, ValueError, TypeError, KeyError, ZeroDivisionError, AttributeError) as error:
-            raise InputError(f"{folder}: does not fit its config.json: {' '.join(str(error).split())[:300]}") from error
+        unfilled, state = cls.opened(folder)
+        vocoder = cls(unfilled.config)
+        vocoder.load_state_dict(dict(vocoder.named_buffers()) | folded(state))
         vocoder.folder = folder
         return vocoder.float().eval().requires_grad_(False)
+
+    @classmethod
+    def opened(cls, folder: Path) -> tuple["BigVGAN", dict[str, torch.Tensor]]:
+        """The vocoder without its weights, and those, mapped. InputError unless they fit."""
+        config, state = _read_config(folder / "config.json"), read_state(folder / "model.pt", "generator")
+        try:
+            vocoder = without_weights(lambda: cls(config))
+            plain = dict(vocoder.named_buffers()) | folded({name: tensor.to("meta") for name, tensor in state.items()})
+        except (RuntimeError, ValueError, TypeError, KeyError, ZeroDivisionError, AttributeError) as error:
+            raise InputError(f"{folder}: does not fit its config.json: {' '.join(str(error).split())[:300]}") from error
+        check_fit(
+            vocoder, {name: tensor.shape for name, tensor in plain.items()}, f"{folder}: does not fit its config.json"
+        )
+        return vocoder, state
 
     def save(self, folder: str | Path) -> None:
         """Copy the files that it was loaded from: nothing in it is trained."""

@@ -14,6 +14,7 @@ from elocute.speech.kimi.bigvgan import BigVGAN
 from elocute.speech.kimi.flow import FRAMES, Flow
 from elocute.speech.units import as_units
 
+FLOW, VOCODER = "audio_detokenizer", "vocoder"
 _NOISE_SEED = 0
 
 
@@ -21,8 +22,6 @@ class Detokenizer:
     """Codes → sound. Deterministic: the flow starts from the same noise each time. On the first GPU if there is one."""
 
     def __init__(self, flow: Flow, vocoder: BigVGAN):
-        if flow.n_mels != vocoder.n_mels:
-            raise InputError(f"the flow gives {flow.n_mels} mel bands, the vocoder expects {vocoder.n_mels}")
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.flow, self.vocoder = flow.to(device), vocoder.to(device)
         self.n_codes, self.sample_rate = flow.n_codes, vocoder.sample_rate
@@ -31,12 +30,13 @@ class Detokenizer:
     @classmethod
     def load(cls, folder: str | Path) -> "Detokenizer":
         """A published folder, of which `audio_detokenizer` and `vocoder` are read. InputError for anything else."""
-        return cls(Flow.load(Path(folder) / "audio_detokenizer"), BigVGAN.load(Path(folder) / "vocoder"))
+        check_voice(Path(folder))
+        return cls(Flow.load(Path(folder) / FLOW), BigVGAN.load(Path(folder) / VOCODER))
 
     def save(self, folder: str | Path) -> None:
         """Write both parts again, under the same names."""
-        self.flow.save(Path(folder) / "audio_detokenizer")
-        self.vocoder.save(Path(folder) / "vocoder")
+        self.flow.save(Path(folder) / FLOW)
+        self.vocoder.save(Path(folder) / VOCODER)
 
     @torch.inference_mode()
     def decode(self, codes) -> np.ndarray:
@@ -47,3 +47,11 @@ class Detokenizer:
         mel = self.flow.mel(codes, torch.Generator().manual_seed(_NOISE_SEED))
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             return self.vocoder(mel.T[None])[0].cpu().numpy()
+
+
+def check_voice(folder: Path) -> int:
+    """How many codes a published folder's voice knows. InputError unless it is whole; no weights are read."""
+    (flow, _), (vocoder, _) = Flow.opened(folder / FLOW), BigVGAN.opened(folder / VOCODER)
+    if flow.n_mels != vocoder.n_mels:
+        raise InputError(f"{folder}: the flow gives {flow.n_mels} mel bands, the vocoder expects {vocoder.n_mels}")
+    return flow.n_codes

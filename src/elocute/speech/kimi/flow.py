@@ -25,6 +25,7 @@ import torch.nn.functional as F
 import yaml
 from torch import nn
 
+from elocute.data.shards import check_fit
 from elocute.errors import InputError
 from elocute.speech.kimi.torch_file import read_state
 
@@ -66,28 +67,35 @@ class Flow(nn.Module):
     @classmethod
     def load(cls, folder: str | Path) -> "Flow":
         """A folder with config.yaml and model.pt, `audio_detokenizer` of the published model; float32, on the CPU."""
-        folder = Path(folder)
+        flow, state = cls.opened(Path(folder))
+        flow.to_empty(device="cpu").load_state_dict(state)
+        return flow.float().eval().requires_grad_(False)
+
+    @classmethod
+    def opened(cls, folder: Path) -> tuple["Flow", dict[str, torch.Tensor]]:
+        """The flow, which has no weights yet, and those, mapped. InputError unless they fit."""
         config, state = _read_config(folder / "config.yaml"), read_state(folder / "model.pt", "state_dict", _PREFIX)
         if strange := [name for name in state if name.startswith("position_embedding.")]:
             raise InputError(f"{folder}: holds {strange[0]}: expected a flow whose positions are rotary alone")
         try:
             blocks = {name.split(".")[1] for name in state if name.startswith("blocks.")}
             codes, hidden = state["semantic_token_embedding.weight"].shape
-            flow = cls(
-                config,
-                hidden=hidden,
-                depth=len(blocks),
-                mlp=len(state["blocks.0.mlp.fc1.bias"]),
-                n_mels=state["input_linear.weight"].shape[1],
-                n_codes=codes - 1,
-                sines=state["t_embedder.mlp.0.weight"].shape[1],
-            )
-            flow.load_state_dict(state)
+            with torch.device("meta"):
+                flow = cls(
+                    config,
+                    hidden=hidden,
+                    depth=len(blocks),
+                    mlp=len(state["blocks.0.mlp.fc1.bias"]),
+                    n_mels=state["input_linear.weight"].shape[1],
+                    n_codes=codes - 1,
+                    sines=state["t_embedder.mlp.0.weight"].shape[1],
+                )
         except (RuntimeError, ValueError, KeyError, IndexError) as error:
             reason = " ".join(str(error).split())[:300]
             raise InputError(f"{folder}: not a flow of Kimi-Audio: {reason}") from error
+        check_fit(flow, {name: tensor.shape for name, tensor in state.items()}, f"{folder}: not a flow of Kimi-Audio")
         flow.yaml = folder / "config.yaml"
-        return flow.float().eval().requires_grad_(False)
+        return flow, state
 
     def save(self, folder: str | Path) -> None:
         """Write model.pt with these weights alone (the published one holds more) and copy config.yaml."""

@@ -6,7 +6,9 @@ one feature, at 12.5 Hz as the codes are.
 """
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from elocute.data.audio import resample
 from elocute.data.files import read_json
+from elocute.data.shards import check_fit, without_weights
 from elocute.errors import InputError
 from elocute.speech.units import as_mono
 
@@ -42,14 +45,9 @@ class WhisperFeatures:
         The original computes in bfloat16. InputError for another model, or one whose encoder is not whole.
         """
         folder = Path(folder)
-        config = _read_config(folder / "config.json")
-        state = _read_encoder(folder / "model.safetensors")
-        encoder = WhisperEncoder(config)
-        try:
-            encoder.load_state_dict(state)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:300]
-            raise InputError(f"{folder}: the weights do not fit config.json: {reason}") from error
+        check_whisper(folder)
+        encoder = WhisperEncoder(_read_config(folder / "config.json"))
+        encoder.load_state_dict(_read_encoder(folder / "model.safetensors", lambda file, name: file.get_tensor(name)))
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(encoder.to(device=device, dtype=dtype), folder)
 
@@ -78,6 +76,15 @@ class WhisperFeatures:
         return states[: FOLD * ((len(window) - 1) // HOP + 1)].float().cpu()
 
 
+def check_whisper(folder: Path) -> int:
+    """The width of a folder's features. InputError unless its encoder is whole; no weights are read."""
+    config = _read_config(folder / "config.json")
+    shapes = _read_encoder(folder / "model.safetensors", lambda file, name: file.get_slice(name).get_shape())
+    encoder = without_weights(lambda: WhisperEncoder(config))
+    check_fit(encoder, shapes, f"{folder}: the weights do not fit config.json")
+    return FOLD * config.d_model
+
+
 def _read_config(file: Path) -> WhisperConfig:
     said = read_json(file, "the config of a Whisper")
     try:
@@ -91,14 +98,15 @@ def _read_config(file: Path) -> WhisperConfig:
     return config
 
 
-def _read_encoder(file: Path) -> dict[str, torch.Tensor]:
+def _read_encoder(file: Path, take: Callable) -> dict[str, Any]:
+    """What `take` takes, of the open file and a name, of each of the encoder's tensors, by the encoder's names."""
     state = {}
     try:
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():
                 prefix = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None)
                 if prefix is not None:
-                    state[name.removeprefix(prefix)] = opened.get_tensor(name)
+                    state[name.removeprefix(prefix)] = take(opened, name)
                 elif not name.startswith(_SPARE):
                     raise InputError(f"{file}: holds {name}, for which a Whisper has no place")
     except (OSError, SafetensorError) as error:
