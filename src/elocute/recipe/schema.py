@@ -4,19 +4,16 @@ import re
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from elocute.recipe.ears import EarSpec, PocketSphinxSpec
 from elocute.recipe.rewards import LabelListenerSpec, RewardSpec, deciding, same_judge
+from elocute.recipe.rollout import Rollout
+from elocute.recipe.section import Positive, Section
 
-Positive = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Scope = Literal["all", "text", "speech"]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Data(Section):
@@ -33,23 +30,6 @@ class Data(Section):
     """Folder of encoded audio; default $ELOCUTE_CACHE/units, else ~/.cache/elocute/units."""
     prompt_seconds: Annotated[float, Field(gt=0)] | None = None
     """Prompts are the first n seconds of their sound files, cut before they are encoded; null: whole files."""
-
-
-class Rollout(Section):
-    group_size: Annotated[int, Field(ge=2)] = 8
-    """Answers a prompt, G."""
-    prompts_per_step: Positive = 4
-    """Prompts a step, P, over all processes: a multiple of their number."""
-    max_new_tokens: Positive = 1024
-    """An answer without an end by then is broken."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Of sampling, and of the log-probs of the policy gradient and the KL."""
-    top_k: Annotated[int, Field(ge=0)] = 0
-    """Sample from the k likeliest tokens; 0: all."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Then from the likeliest tokens that hold this share; 1: all."""
-    importance_cap: Annotated[float, Field(gt=0, allow_inf_nan=True)] = 2.0
-    """Cap of the truncated importance weight that corrects top-k/top-p and stale samplers."""
 
 
 class RewardMix(Section):

@@ -16,6 +16,9 @@ from elocute.recipe.schema import Recipe
 from elocute.rewards.combine import Judged, RewardMixer
 from elocute.rollout import Rollout, Sampling, sample_groups, seed_of
 
+Sampler = Callable[[SpeechLM, Sequence, Sequence[Sequence[int]], Sampling], list[list[Rollout]]]
+"""`sample_groups`, or what stands in for it."""
+
 
 @dataclass
 class Experience:
@@ -74,6 +77,7 @@ def sample(
     *,
     group_size: int,
     wanted: Callable[[Example], bool] = lambda example: True,
+    sampler: Sampler = sample_groups,
 ) -> Experience:
     """Sample and decode, for those of this rank's `examples` (the step's, all ranks' together) that are wanted."""
     mine = my_prompts(accelerator, len(examples))
@@ -81,7 +85,7 @@ def sample(
     places = [place for place in range(mine.start, mine.stop) if wanted(examples[place])]
     prompts = [lm.encode_prompt(examples[place], audio) for place in places]
     seeds = [[seed_of(recipe.seed, step, place, number) for number in range(group_size)] for place in places]
-    groups = sample_groups(lm, prompts, seeds, sampling_of(recipe)) if places else []
+    groups = sampler(lm, prompts, seeds, sampling_of(recipe)) if places else []
     rollouts = [rollout for row in groups for rollout in row]
     clock.lap("rollout")
     owners = [examples[place] for place in places for _ in range(group_size)]
@@ -99,10 +103,11 @@ def collect(
     recipe: Recipe,
     step: int,
     accelerator: Accelerator,
+    sampler: Sampler = sample_groups,
 ) -> Experience:
     """Sample, decode and judge one step's groups for `examples` (the step's P prompts, all ranks' together)."""
     group = recipe.rollout.group_size
-    experience = sample(lm, audio, examples, recipe, step, accelerator, group_size=group)
+    experience = sample(lm, audio, examples, recipe, step, accelerator, group_size=group, sampler=sampler)
     clock = _Clock()
     answers = experience.answers = mixer.read(experience.answers)
     judged = mixer(answers, [index // group for index in range(len(answers))])

@@ -61,9 +61,10 @@ def experience_metrics(experience: Experience, accelerator: Accelerator) -> dict
         sums["rollout/truncated"] += rollout.truncated
         sums["rollout/no_text"] += not bool((tokens.text & tokens.action).any())
         for modality, mask in (("text", tokens.text), ("speech", ~tokens.text)):
-            mask = mask & tokens.action
-            sums[f"entropy/{modality}"] += float(rollout.entropy[mask].sum())
-            sums[f"entropy/{modality}_tokens"] += int(mask.sum())
+            if rollout.entropy is not None:
+                mask = mask & tokens.action
+                sums[f"entropy/{modality}"] += float(rollout.entropy[mask].sum())
+                sums[f"entropy/{modality}_tokens"] += int(mask.sum())
     judged = experience.judged
     means: dict[str, tuple[float, int]] = {}
     if judged:

@@ -21,7 +21,8 @@ from elocute.objectives.mixing import AdaptiveMixing, FixedMixing
 from elocute.recipe import Recipe
 from elocute.recipe.schema import Adaptive, Dpo
 from elocute.rewards.combine import RewardMixer, build_mixer
-from elocute.rollout import check_room, seed_of
+from elocute.rollout import check_room, sample_groups, seed_of
+from elocute.rollout.vllm import VllmSampler, clear
 from elocute.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
@@ -30,7 +31,7 @@ from elocute.training.checkpoint import (
     save_checkpoint,
 )
 from elocute.training.credit import blame, check_credit, credit_weights, unit_credit, unit_credits, word_credit
-from elocute.training.experience import Experience, collect, my_prompts, step_examples
+from elocute.training.experience import Experience, Sampler, collect, my_prompts, step_examples
 from elocute.training.metrics import experience_metrics, flat, lambda_metrics, loss_metrics
 from elocute.training.policy import Reference, load_policy
 from elocute.training.preference import Preference
@@ -69,6 +70,10 @@ class Trainer:
         if recipe.objective.judges:
             self.mixer = build_mixer(recipe.rewards, recipe.reward_mix, recipe.listen)
             self.mixer.check(self.examples)
+        self.served: VllmSampler | None = None
+        if recipe.rollout.vllm and recipe.objective.samples:
+            self.served = VllmSampler(recipe.rollout.vllm, recipe.model)
+            self.served_weights = recipe.rollout.vllm.weights or self.folder.path / "weights"
         # 2. the model, its reference, the optimiser
         policy = load_policy(recipe)
         self.lm = policy.lm
@@ -113,6 +118,8 @@ class Trainer:
             while self.step < self.recipe.steps and not self.stopping:
                 metrics = self._one_step()
                 progress(self.step, metrics)
+            if self.served is not None and self.accelerator.is_main_process:
+                clear(self.served_weights)
         finally:
             signal.signal(signal.SIGINT, previous)
             if self.mixer is not None:
@@ -149,6 +156,8 @@ class Trainer:
         experience = self._experience(examples)
         updating = time.perf_counter()
         metrics = self._learn(experience, examples)
+        if self.served is not None:
+            metrics |= self._drift()
         self.step += 1
         measuring = time.perf_counter()
         due = self.step == self.recipe.steps or self.step % self.recipe.checkpoint.every == 0
@@ -174,11 +183,28 @@ class Trainer:
 
     def _experience(self, examples: list[Example]) -> Experience | None:
         """The step's rollouts, if its objective has any."""
+        if self.served is None:
+            return self._sampled(examples, sample_groups)
+        started = time.perf_counter()
+        folder = self.served_weights / f"step-{self.step}"
+        self.served.follow(self.lm, folder, writes=self.accelerator.is_main_process)
+        self.accelerator.wait_for_everyone()
+        following = time.perf_counter() - started
+        experience = self._sampled(examples, self.served)
+        experience.seconds["weights"] = following
+        return experience
+
+    def _sampled(self, examples: list[Example], sampler: Sampler) -> Experience | None:
         if self.preference is not None:
-            return self.preference.experience(examples, self.mixer, self.step)
+            return self.preference.experience(examples, self.mixer, self.step, sampler)
         if self.mixer is None:
             return None
-        return collect(self.lm, self.audio, examples, self.mixer, self.recipe, self.step, self.accelerator)
+        return collect(self.lm, self.audio, examples, self.mixer, self.recipe, self.step, self.accelerator, sampler)
+
+    def _drift(self) -> dict:
+        """Mean distance of the server's log-probs from the policy's, of all ranks' scored answers."""
+        total, tokens = self.accelerator.reduce(self.served.drift.to(self.accelerator.device), "sum").tolist()
+        return {"sampler/drift": total / tokens if tokens else None}
 
     def _learn(self, experience: Experience | None, examples: list[Example]) -> dict:
         """One or more optimiser steps on this experience; returns what to log, of the first of them."""
