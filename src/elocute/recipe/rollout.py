@@ -9,7 +9,8 @@ from elocute.recipe.section import Positive, Section
 
 
 class Vllm(Section):
-    """Answers are sampled by a vLLM server, which loads the policy's weights before every step; see docs/vllm.md."""
+    """Answers are sampled by a vLLM server, which loads the policy's weights before every step, see
+    [vllm.md](vllm.md)."""
 
     url: Annotated[str, Field(pattern=r"^https?://[^@/]+$")]
     """Where it listens, for example http://127.0.0.1:8000."""

@@ -10,6 +10,7 @@
 """
 
 import asyncio
+import contextlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -185,7 +186,9 @@ def write_weights(lm: SpeechLM, folder: Path) -> None:
 
 
 def clear(weights: Path, but: Path | None = None) -> None:
-    """Delete the steps' weights."""
+    """Delete the steps' weights, and their folder when nothing else is in it."""
     for folder in weights.glob("step-*"):
         if folder != but:
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        weights.rmdir()

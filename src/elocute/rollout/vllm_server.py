@@ -9,13 +9,14 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from elocute.errors import InputError, RunError
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 AT_ONCE = 256
 """Requests under way at most; the server makes its own batches of them."""
@@ -44,8 +45,7 @@ class VllmServer:
 
         async def ask() -> Mapping[str, Any]:
             async with self.connected() as connection:
-                said = await connection.ask("/server_info?config_format=json")
-                return said["vllm_config"]["model_config"]
+                return await connection.settings()
 
         return asyncio.run(ask())
 
@@ -78,45 +78,50 @@ class _Connection:
     def __init__(self, server: VllmServer, client: Any):
         self.server, self.client = server, client
         self._slots, self._waiting, self._returns = asyncio.Semaphore(AT_ONCE), asyncio.Lock(), 0
+        self._gone: RunError | None = None
 
     async def draw(self, prompt: list[int], parameters: Mapping[str, Any]) -> Drawn:
         """What follows `prompt`. parameters: vLLM's sampling parameters."""
-        body = {"token_ids": prompt, "sampling_params": parameters}
-        async with self._slots:
-            return await self.ask("/inference/v1/generate", body, lambda said: self._read(said, parameters))
 
-    async def ask(self, path: str, body: Mapping[str, Any] | None = None, read=lambda said: said):
-        """What `read` makes of the server's reply. RunError when it refuses, or is lost for too long or too often."""
+        async def once() -> Drawn:
+            said = await self._send("/inference/v1/generate", {"token_ids": prompt, "sampling_params": parameters})
+            return self._read(said, parameters)
+
+        async with self._slots:
+            return await self._kept(once)
+
+    async def settings(self) -> Mapping[str, Any]:
+        """The configuration of the server's model."""
+        said = await self._kept(lambda: self._send("/server_info?config_format=json"))
+        return said["vllm_config"]["model_config"]
+
+    async def load(self) -> None:
+        """Put the weights in that the server must have."""
+        await self._kept(self._load)
+
+    async def _kept(self, once: Callable[[], Awaitable[T]]) -> T:
+        """What `once` gives, waiting where the server is lost. RunError when that is for too long or too often."""
         for _ in range(LOSSES):
             seen = self._returns
             try:
-                return read(await self._send(path, body))
+                return await once()
             except Lost as loss:
                 why = loss
                 await self._wait(seen, loss)
         raise RunError(f"{self.server.url}: lost the vLLM server {LOSSES} times over one request: {why}")
 
-    async def load(self) -> None:
-        """Put the server's weights in, waiting for a server that is not there."""
-        seen = self._returns
-        try:
-            await self._load()
-        except Lost as loss:
-            await self._wait(seen, loss)
-
     async def _load(self) -> None:
         server = self.server
         await self._send("/pause", {})  # lets go of whatever is under way
-        await self._send(
-            "/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(server.folder)}}
-        )
+        reload = {"method": "reload_weights", "kwargs": {"weights_path": str(server.folder)}}
+        await self._send("/collective_rpc", reload)
         cleared = await self._send("/reset_prefix_cache", {})  # keys and values of the old weights
         if not (isinstance(cleared, dict) and cleared.get("success")):
             raise RunError(f"{server.url}: the vLLM server did not forget the old weights' keys and values")
         await self._send("/update_weight_version", {"new_version": server.version})
         await self._send("/resume", {})
 
-    async def _send(self, path: str, body: Mapping[str, Any] | None) -> Any:
+    async def _send(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         import openai
 
         try:
@@ -138,6 +143,8 @@ class _Connection:
     async def _wait(self, seen: int, why: Lost) -> None:
         """Until the server is back, with its weights. seen: how often it had come back when it was lost."""
         async with self._waiting:
+            if self._gone is not None:
+                raise self._gone
             if self._returns != seen:
                 return
             server, clock = self.server, asyncio.get_running_loop().time
@@ -145,9 +152,9 @@ class _Connection:
             log.warning("%s: %s; waiting for the vLLM server, %g s at most", server.url, why, server.timeout)
             while not await self._back():
                 if clock() >= end:
-                    raise RunError(
-                        f"{server.url}: the vLLM server is gone ({why}) and was not back within {server.timeout:g} s"
-                    )
+                    reason = f"the vLLM server is gone ({why}) and was not back within {server.timeout:g} s"
+                    self._gone = RunError(f"{server.url}: {reason}")
+                    raise self._gone
                 await asyncio.sleep(min(1.0, server.timeout))
             self._returns += 1
 
@@ -155,7 +162,7 @@ class _Connection:
         import openai
 
         try:
-            await self.client.get("/health", cast_to=object, timeout=PROBE_SECONDS)
+            await self.client.get("/health", cast_to=object, options={"timeout": PROBE_SECONDS})
             if self.server.folder is not None and await self._served() != self.server.version:
                 await self._load()
         except (openai.OpenAIError, Lost):
@@ -163,7 +170,7 @@ class _Connection:
         return True
 
     async def _served(self) -> str | None:
-        said = await self._send("/weight_info", None)
+        said = await self._send("/weight_info")
         return said.get("weight_version") if isinstance(said, dict) else None
 
     def _read(self, said: Any, parameters: Mapping[str, Any]) -> Drawn:
