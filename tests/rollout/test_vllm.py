@@ -236,6 +236,19 @@ def test_a_malformed_answer_stops_the_run(server, folder, lm, said, message):
 # a server or a model that will not do
 
 
+@pytest.mark.parametrize(
+    ("said", "error", "message"),
+    [
+        ((404, {"detail": "Not Found"}), RunError, r"HTTP 404 \(Not Found\): it must be started as docs/vllm.md says"),
+        ((200, {"vllm_config": "as text"}), InputError, "expected a vLLM server \\(0.32\\), it is none"),
+    ],
+)
+def test_another_server_is_refused(server, folder, said, error, message):
+    server.ruin = lambda path, body: said
+    with pytest.raises(error, match=message):
+        sampler_of(server, folder)
+
+
 def test_a_server_with_other_log_probs_is_refused(folder):
     with standing_in(folder, logprobs_mode="raw_logprobs") as server:
         with pytest.raises(InputError, match="--logprobs-mode processed_logprobs, not raw_logprobs"):

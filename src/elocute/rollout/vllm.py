@@ -47,7 +47,7 @@ class VllmSampler:
         self.spec, self.server = spec, VllmServer(spec.url, spec.timeout)
         self.drift = torch.zeros(2, dtype=torch.float64)
         settings = self.server.settings()
-        if (mode := settings.get("logprobs_mode")) != "processed_logprobs":
+        if (mode := settings["logprobs_mode"]) != "processed_logprobs":
             raise InputError(f"{spec.url}: expected a vLLM server with --logprobs-mode processed_logprobs, not {mode}")
         self.room = settings["max_model_len"]
 
@@ -96,7 +96,7 @@ class VllmSampler:
         scored = [rollouts[place] for place in places]
         rows = score(lm, scored, sampling)
         self.drift = sum((distance(rollout, logp) for rollout, (logp, _) in zip(scored, rows, strict=True)))
-        mean = float(self.drift[0] / self.drift[1])
+        mean = float(self.drift[0] / self.drift[1].clamp(min=1))
         if not mean <= self.spec.max_drift:
             raise RunError(
                 f"{self.spec.url}: its log-probs are {mean:.3g} nats a token from the model's own, more than "

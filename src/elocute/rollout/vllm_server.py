@@ -93,7 +93,10 @@ class _Connection:
     async def settings(self) -> Mapping[str, Any]:
         """The configuration of the server's model."""
         said = await self._kept(lambda: self._send("/server_info?config_format=json"))
-        return said["vllm_config"]["model_config"]
+        try:
+            return {name: said["vllm_config"]["model_config"][name] for name in ("logprobs_mode", "max_model_len")}
+        except (KeyError, TypeError):
+            raise InputError(f"{self.server.url}: expected a vLLM server (0.32), it is none") from None
 
     async def load(self) -> None:
         """Put the weights in that the server must have."""
@@ -134,6 +137,8 @@ class _Connection:
             raise Lost(f"no connection ({type(error.__cause__ or error).__name__})") from None
         except openai.APIStatusError as error:
             reason = f"{path}: HTTP {error.status_code}{_words(error)}"
+            if error.status_code in (403, 404):
+                reason += ": it must be started as docs/vllm.md says"
             if error.status_code >= 500 and path != "/collective_rpc":
                 raise Lost(reason) from None
             raise RunError(f"{self.server.url}{reason}") from None
