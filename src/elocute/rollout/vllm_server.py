@@ -32,6 +32,10 @@ class Lost(Exception):
     """The server did not answer, or let go of a request: it may be back soon."""
 
 
+class Stale(RunError):
+    """Other weights answered than must."""
+
+
 class VllmServer:
     """The server at `url`. timeout: seconds in which an answer must come, and in which a lost server must be back."""
 
@@ -105,12 +109,17 @@ class _Connection:
     async def _kept(self, once: Callable[[], Awaitable[T]]) -> T:
         """What `once` gives, waiting where the server is lost. RunError when that is for too long or too often."""
         for _ in range(LOSSES):
-            seen = self._returns
+            async with self._waiting:  # nothing is asked of a server that has come back without its weights
+                seen = self._returns
             try:
                 return await once()
             except Lost as loss:
                 why = loss
                 await self._wait(seen, loss)
+            except Stale as stale:
+                if self._returns == seen and not self._waiting.locked():
+                    raise
+                why = stale  # it has been lost meanwhile
         raise RunError(f"{self.server.url}: lost the vLLM server {LOSSES} times over one request: {why}")
 
     async def _load(self) -> None:
@@ -188,13 +197,11 @@ class _Connection:
             versions = {span["version"] for span in choice["weight_versions"] or ()}
             drawn = list(zip(map(int, ids), map(float, values), strict=True))
         except (KeyError, TypeError, ValueError) as error:
-            raise RunError(
-                f"{server.url}: malformed reply of the vLLM server ({type(error).__name__}: {error})"
-            ) from None
+            raise RunError(f"{server.url}: malformed reply ({type(error).__name__}: {error})") from None
         if ended not in ("stop", "length"):
             raise Lost(f"it let go of a request ({ended})")
         if versions != {server.version}:
-            raise RunError(
+            raise Stale(
                 f"{server.url}: stale weights: {' and '.join(sorted(versions)) or 'unnamed ones'} answered, not "
                 f"{server.version}: has another run loaded its own, or was the server started anew?"
             )
