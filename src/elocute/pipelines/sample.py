@@ -109,7 +109,8 @@ class CandidateSampler:
 
     def _origin(self) -> dict[str, Any]:
         recipe = self.recipe
-        rollout = recipe.rollout.model_dump(mode="json", exclude={"group_size", "importance_cap", "vllm"})
+        others = {"group_size", "importance_cap", "off_policy_steps", "vllm"}
+        rollout = recipe.rollout.model_dump(mode="json", exclude=others)
         return {
             "made_by": "elocute sample",
             "data": digest_file(self.data),
@@ -133,10 +134,10 @@ class Answerer:
         if torch.cuda.is_available():
             self.lm.model.to("cuda")
         self.audio = EncodedAudio(self.lm.codec, recipe.data.cache)
-        self.sampler = sample_groups
+        self.served: VllmSampler | None = None
         if recipe.rollout.vllm:
-            self.sampler = VllmSampler(recipe.rollout.vllm, recipe.model)
-            self.sampler.stay(recipe.model, digest_folder(recipe.model))
+            self.served = VllmSampler(recipe.rollout.vllm, recipe.model)
+            self.served.stay(recipe.model, digest_folder(recipe.model))
 
     def read(self, rows: Sequence[Row]) -> list[str | None]:
         """Encode prompts, once for all: what is wrong with each, or None."""
@@ -171,7 +172,7 @@ class Answerer:
         seeds = [[seed_of(self.recipe.seed, "sample", e.id, number) for number in range(self.n)] for e in examples]
         rollout = self.recipe.rollout
         sampling = Sampling(rollout.max_new_tokens, rollout.temperature, rollout.top_k, rollout.top_p)
-        return self.sampler(self.lm, prompts, seeds, sampling)
+        return (self.served or sample_groups)(self.lm, prompts, seeds, sampling)
 
     def _line(self, row: Row, group: Sequence[Rollout]) -> Fields:
         fields, example = row

@@ -38,4 +38,7 @@ class Rollout(Section):
     """Then from the likeliest tokens that hold this share; 1: all."""
     importance_cap: Annotated[float, Field(gt=0, allow_inf_nan=True)] = 2.0
     """Cap of the truncated importance weight that corrects top-k/top-p and stale samplers."""
+    off_policy_steps: Annotated[int, Field(ge=0, le=1)] = 0
+    """1: while the rewards judge a step's answers, the next step's are sampled, by the policy before this step's
+    update, see docs/losses.md; 0: one after the other."""
     vllm: Vllm | None = None

@@ -1,10 +1,11 @@
-"""What every section of a recipe is: its keys are known, typed and say what they mean."""
+"""What every section of a recipe is, and the numbers that several of them hold."""
 
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Positive = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(ge=0)]
 
 
 class Section(BaseModel):

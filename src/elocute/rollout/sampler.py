@@ -38,14 +38,14 @@ class Rollout:
 
     prompt: as `encode_prompt` gave it; tokens: the answer's T cells. logprob: float32 [T], log-prob under the
     distribution that was sampled from (temperature, top-k and top-p applied), 0 where forced. entropy: float32 [T] in
-    nats, of the same distribution before top-k/top-p, or None where it is not known. broken: why this is no proper
+    nats, of the same distribution before top-k/top-p, or NaN where it is not known. broken: why this is no proper
     answer, or None; truncated: it hit max_new_tokens.
     """
 
     prompt: Any
     tokens: Tokens
     logprob: torch.Tensor
-    entropy: torch.Tensor | None
+    entropy: torch.Tensor
     broken: str | None
     truncated: bool
     seed: int
@@ -156,18 +156,27 @@ class _Batch:
         return cells
 
     def _rollout(self, row: int) -> Rollout:
-        cursor = self.cursors[row]
-        truncated = not cursor.done
-        cursor.close()
-        return Rollout(
-            prompt=self.prompts[row // self.group_size],
-            tokens=cursor.tokens(),
-            logprob=torch.tensor(self.logprobs[row]),
-            entropy=torch.tensor(self.entropies[row]),
-            broken=cursor.broken,
-            truncated=truncated,
-            seed=self.seeds[row],
-        )
+        logprob, entropy = torch.tensor(self.logprobs[row]), torch.tensor(self.entropies[row])
+        return ended(self.cursors[row], self.prompts[row // self.group_size], logprob, entropy, self.seeds[row])
+
+
+def replay(
+    lm: SpeechLM, prompt: Any, ids: torch.Tensor, logprob: torch.Tensor, entropy: torch.Tensor, seed: int
+) -> Rollout:
+    """The rollout whose cells were `ids` [T], from what cannot be told from them: log-probs and entropies [T]."""
+    cursor, cells, start = lm.cursor(prompt), ids.tolist(), 0
+    while start < len(cells):
+        width = len(cursor.forced())
+        cursor.push(*cells[start : start + width])
+        start += width
+    return ended(cursor, prompt, logprob, entropy, seed)
+
+
+def ended(cursor, prompt: Any, logprob: torch.Tensor, entropy: torch.Tensor, seed: int) -> Rollout:
+    """The rollout of an answer that will not go on."""
+    truncated = not cursor.done
+    cursor.close()
+    return Rollout(prompt, cursor.tokens(), logprob, entropy, cursor.broken, truncated, seed)
 
 
 def draw(logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampling):

@@ -24,7 +24,7 @@ from elocute.models import SpeechLM, check_one_vocabulary
 from elocute.models.batch import make_batch, pad_tokens
 from elocute.objectives.logprobs import all_logits
 from elocute.recipe.rollout import Vllm
-from elocute.rollout.sampler import Rollout, Sampling, check_room, distribution
+from elocute.rollout.sampler import Rollout, Sampling, check_room, distribution, ended
 from elocute.rollout.seeds import seed_of
 from elocute.rollout.vllm_server import VllmServer
 
@@ -42,27 +42,37 @@ class VllmSampler:
     InputError when the server, or the model in the folder `model`, is none to sample with.
     """
 
-    def __init__(self, spec: Vllm, model: Path):
+    def __init__(self, spec: Vllm, model: Path, weights: Path | None = None):
+        """weights: where `follow` writes, unless the recipe says."""
         check_one_vocabulary(model, "rollout.vllm")
-        self.spec, self.server = spec, VllmServer(spec.url, spec.timeout)
+        self.spec, self.weights = spec, spec.weights or weights
+        self.server = VllmServer(spec.url, spec.timeout)
         self.drift = torch.zeros(2, dtype=torch.float64)
         settings = self.server.settings()
         if (mode := settings["logprobs_mode"]) != "processed_logprobs":
             raise InputError(f"{spec.url}: expected a vLLM server with --logprobs-mode processed_logprobs, not {mode}")
         self.room = settings["max_model_len"]
 
-    def follow(self, lm: SpeechLM, folder: Path, *, writes: bool) -> None:
-        """Sample with the network's weights of now, by way of a new folder, beside which older ones are deleted.
+    def follow(self, lm: SpeechLM, step: int, *, writes: bool) -> None:
+        """Sample with the network's weights as they are now, when those of `step` are asked for.
 
-        writes: whether this process does it, or another one for it.
+        writes: whether this process puts them in, or another one for it.
         """
-        folder = folder.resolve()
-        self.drift.zero_()
+        folder = self.weights.resolve() / f"step-{step}"
+        self.drift = torch.zeros(2, dtype=torch.float64)
         self.server.expect(folder, str(folder))
         if writes:
             write_weights(lm, folder)
             self.server.load()
-            clear(folder.parent, but=folder)
+            self.clear(but=folder)
+
+    def clear(self, but: Path | None = None) -> None:
+        """Delete the steps' weights, and their folder when nothing else is in it."""
+        for folder in self.weights.resolve().glob("step-*"):
+            if folder != but:
+                shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.weights.rmdir()
 
     def stay(self, model: Path, version: str) -> None:
         """Sample with the weights in a model's folder."""
@@ -123,9 +133,7 @@ async def grow(draw, lm: SpeechLM, prompt: torch.Tensor, seed: int, sampling: Sa
             logprobs.append(logprob)
             if cursor.done:  # what was drawn behind a break is no part of the answer
                 break
-    truncated = not cursor.done
-    cursor.close()
-    return Rollout(prompt, cursor.tokens(), torch.tensor(logprobs), None, cursor.broken, truncated, seed)
+    return ended(cursor, prompt, torch.tensor(logprobs), torch.full((len(logprobs),), torch.nan), seed)
 
 
 def parameters(lm: SpeechLM, sampling: Sampling, tokens: float, seed: int) -> dict[str, Any]:
@@ -183,12 +191,3 @@ def write_weights(lm: SpeechLM, folder: Path) -> None:
         partial.rename(folder)
     except OSError as error:
         raise RunError(f"{folder}: the weights cannot be written ({error.strerror or error})") from error
-
-
-def clear(weights: Path, but: Path | None = None) -> None:
-    """Delete the steps' weights, and their folder when nothing else is in it."""
-    for folder in weights.glob("step-*"):
-        if folder != but:
-            shutil.rmtree(folder, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        weights.rmdir()

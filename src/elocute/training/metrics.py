@@ -19,7 +19,8 @@ def loss_metrics(totals: dict[str, float]) -> dict:
         values["pg/clip_fraction"] = _ratio(totals["pg/clipped"], totals["pg/tokens"])
         if "pg/credited" in totals:
             values["pg/credited"] = _ratio(totals["pg/credited"], totals["pg/tokens"])
-        values["sampler/mismatch"] = _ratio(totals["sampler/mismatch"], totals["pg/tokens"])
+        for name in ("mismatch", "ratio", "truncated"):
+            values[f"sampler/{name}"] = _ratio(totals[f"sampler/{name}"], totals["pg/tokens"])
     return values
 
 
@@ -61,12 +62,13 @@ def experience_metrics(experience: Experience, accelerator: Accelerator) -> dict
         sums["rollout/truncated"] += rollout.truncated
         sums["rollout/no_text"] += not bool((tokens.text & tokens.action).any())
         for modality, mask in (("text", tokens.text), ("speech", ~tokens.text)):
-            if rollout.entropy is not None:
-                mask = mask & tokens.action
-                sums[f"entropy/{modality}"] += float(rollout.entropy[mask].sum())
-                sums[f"entropy/{modality}_tokens"] += int(mask.sum())
+            mask = mask & tokens.action & ~rollout.entropy.isnan()
+            sums[f"entropy/{modality}"] += float(rollout.entropy[mask].sum())
+            sums[f"entropy/{modality}_tokens"] += int(mask.sum())
     judged = experience.judged
-    means: dict[str, tuple[float, int]] = {}
+    means: dict[str, tuple[float, float]] = {}
+    if experience.drift is not None:
+        means["sampler/drift"] = tuple(experience.drift.tolist())
     if judged:
         sums |= {f"outcomes/{name}": count for name, count in judged.counts.items()}
         for kind, found in (("reward", judged.sums), ("measured", judged.measures), ("spread", judged.spread)):

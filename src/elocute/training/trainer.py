@@ -21,17 +21,19 @@ from elocute.objectives.mixing import AdaptiveMixing, FixedMixing
 from elocute.recipe import Recipe
 from elocute.recipe.schema import Adaptive, Dpo
 from elocute.rewards.combine import RewardMixer, build_mixer
-from elocute.rollout import check_room, sample_groups, seed_of
-from elocute.rollout.vllm import VllmSampler, clear
+from elocute.rollout import check_room, seed_of
+from elocute.rollout.vllm import VllmSampler
 from elocute.training.checkpoint import (
     latest_checkpoint,
+    load_ahead,
     load_checkpoint,
     load_weights,
     prune_checkpoints,
     save_checkpoint,
 )
+from elocute.training.collector import Collector
 from elocute.training.credit import blame, check_credit, credit_weights, unit_credit, unit_credits, word_credit
-from elocute.training.experience import Experience, Sampler, collect, my_prompts, step_examples
+from elocute.training.experience import Experience, my_prompts, step_examples
 from elocute.training.metrics import experience_metrics, flat, lambda_metrics, loss_metrics
 from elocute.training.policy import Reference, load_policy
 from elocute.training.preference import Preference
@@ -72,8 +74,7 @@ class Trainer:
             self.mixer.check(self.examples)
         self.served: VllmSampler | None = None
         if recipe.rollout.vllm and recipe.objective.samples:
-            self.served = VllmSampler(recipe.rollout.vllm, recipe.model)
-            self.served_weights = recipe.rollout.vllm.weights or self.folder.path / "weights"
+            self.served = VllmSampler(recipe.rollout.vllm, recipe.model, self.folder.path / "weights")
         # 2. the model, its reference, the optimiser
         policy = load_policy(recipe)
         self.lm = policy.lm
@@ -98,6 +99,11 @@ class Trainer:
             reference = Reference(recipe, policy) if recipe.objective.uses_reference else None
             self.update = Update(recipe, self.policy, reference, self.accelerator)
             self.mixing = _make_mixing(recipe, self.mixer)
+        self.collector: Collector | None = None
+        if self.mixer is not None:
+            self.collector = Collector(
+                self.lm, self.audio, self.examples, self.mixer, recipe, self.accelerator, self.served
+            )
         # 3. where we are
         self.step, self.interrupted, self.stopping, self.saving_seconds = 0, False, False, 0.0
         self.watch = Watch()
@@ -118,8 +124,10 @@ class Trainer:
             while self.step < self.recipe.steps and not self.stopping:
                 metrics = self._one_step()
                 progress(self.step, metrics)
+            if self.collector is not None:
+                self.collector.settle()
             if self.served is not None and self.accelerator.is_main_process:
-                clear(self.served_weights)
+                self.served.clear()
         finally:
             signal.signal(signal.SIGINT, previous)
             if self.mixer is not None:
@@ -156,8 +164,6 @@ class Trainer:
         experience = self._experience(examples)
         updating = time.perf_counter()
         metrics = self._learn(experience, examples)
-        if self.served is not None:
-            metrics |= self._drift()
         self.step += 1
         measuring = time.perf_counter()
         due = self.step == self.recipe.steps or self.step % self.recipe.checkpoint.every == 0
@@ -183,28 +189,11 @@ class Trainer:
 
     def _experience(self, examples: list[Example]) -> Experience | None:
         """The step's rollouts, if its objective has any."""
-        if self.served is None:
-            return self._sampled(examples, sample_groups)
-        started = time.perf_counter()
-        folder = self.served_weights / f"step-{self.step}"
-        self.served.follow(self.lm, folder, writes=self.accelerator.is_main_process)
-        self.accelerator.wait_for_everyone()
-        following = time.perf_counter() - started
-        experience = self._sampled(examples, self.served)
-        experience.seconds["weights"] = following
-        return experience
-
-    def _sampled(self, examples: list[Example], sampler: Sampler) -> Experience | None:
+        if self.collector is not None:
+            return self.collector(self.step)
         if self.preference is not None:
-            return self.preference.experience(examples, self.mixer, self.step, sampler)
-        if self.mixer is None:
-            return None
-        return collect(self.lm, self.audio, examples, self.mixer, self.recipe, self.step, self.accelerator, sampler)
-
-    def _drift(self) -> dict:
-        """Mean distance of the server's log-probs from the policy's, of all ranks' scored answers."""
-        total, tokens = self.accelerator.reduce(self.served.drift.to(self.accelerator.device), "sum").tolist()
-        return {"sampler/drift": total / tokens if tokens else None}
+            return self.preference.experience(examples, self.step, self.served)
+        return None
 
     def _learn(self, experience: Experience | None, examples: list[Example]) -> dict:
         """One or more optimiser steps on this experience; returns what to log, of the first of them."""
@@ -292,11 +281,12 @@ class Trainer:
 
     def _save(self) -> None:
         self.accelerator.wait_for_everyone()
+        ahead = self.collector.state() if self.collector else {}
         if self.accelerator.is_main_process:
             best = self.preference.best if self.preference else None
             state = {"step": self.step} | ({"best": best} if self.preference else {"mixing": self.mixing.state_dict()})
             folder = self.folder.checkpoints / f"step-{self.step}"
-            save_checkpoint(folder, self.raw_policy, self.optimizer, state)
+            save_checkpoint(folder, self.raw_policy, self.optimizer, state, ahead)
             prune_checkpoints(self.folder.checkpoints, self.recipe.checkpoint.keep, best and best["step"])
 
     def _restore(self) -> None:
@@ -304,6 +294,8 @@ class Trainer:
         if found is not None:
             state = load_checkpoint(found, self.raw_policy, self.optimizer)
             self.step = state["step"]
+            if self.collector is not None and self.step < self.recipe.steps:
+                self.collector.restore(self.step, load_ahead(found))
             if self.preference is not None:
                 self.preference.best = state["best"]
             else:
@@ -332,6 +324,8 @@ class Trainer:
         if experience is not None:
             values |= experience_metrics(experience, self.accelerator)
             values["rollout/tokens_per_s"] = values.pop("rollout/tokens") / seconds["rollout"]
+            if self.recipe.rollout.off_policy_steps:
+                values["rollout/off_policy_steps"] = experience.off_policy_steps
         values |= {f"seconds/{name}": value for name, value in seconds.items()}
         if self.accelerator.is_main_process:
             values |= self.watch(values)
