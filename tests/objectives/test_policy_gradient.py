@@ -87,3 +87,16 @@ def test_answers_of_an_older_policy_are_weighed_to_the_gradient_of_the_new_one(c
     torch.testing.assert_close(ours, theirs)
     (true,) = torch.autograd.grad(-(logp.exp() * advantage).sum(), logits)
     assert torch.allclose(ours, true) == math.isinf(cap)
+
+
+@given(logps, logps, logps, advantages, st.floats(0.1, 4))
+def test_the_corrected_gradient_equals_its_twin(logp, old, sampler, advantage, cap):
+    """−min(π_old/π_sampler, C)·(π/π_old)·A for one token, and as its gradient in log π, in plain Python."""
+    tensors = [torch.tensor([x], dtype=torch.float64) for x in (logp, old, sampler, advantage)]
+    tensors[0].requires_grad_()
+    weight = truncated_importance(tensors[1], tensors[2], cap)
+    loss, _ = policy_gradient(tensors[0], tensors[1], tensors[3], importance=weight)
+    loss.sum().backward()
+    expected = -min(math.exp(old - sampler), cap) * math.exp(logp - old) * advantage
+    assert loss.item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert tensors[0].grad.item() == pytest.approx(expected, rel=1e-9, abs=1e-12)

@@ -49,7 +49,7 @@ def train(
 
 def _dry_run(recipe, resume: bool, as_json: bool) -> None:
     from elocute.data.rows import check_rows, read_rows
-    from elocute.models import check_model
+    from elocute.models import check_model, check_one_vocabulary
     from elocute.recipe import dump_recipe
     from elocute.recipe.schema import Dpo
     from elocute.training.fitting import check_memory
@@ -70,6 +70,8 @@ def _dry_run(recipe, resume: bool, as_json: bool) -> None:
     check_model(recipe.model, examples)
     machine = Machine.here()
     need = check_memory(recipe, examples, machine)
+    if recipe.rollout.vllm and recipe.objective.samples:
+        check_one_vocabulary(recipe.model, "rollout.vllm")
     if recipe.objective.judges:
         _check_rewards(recipe, examples)
     if as_json:

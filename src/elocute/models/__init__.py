@@ -17,8 +17,9 @@ from elocute.models.tts_lm import TtsLM
 from elocute.models.unit_lm import UnitLM
 
 __all__ = [
-    "InterleavedLM", "SpeechLM", "TtsLM", "UnitLM", "check_answers_questions", "check_model", "codec_folder",
-    "kind_of", "load_model", "load_speaker", "load_template", "reads_aloud", "sizes_of_model",
+    "InterleavedLM", "SpeechLM", "TtsLM", "UnitLM", "check_answers_questions", "check_model",
+    "check_one_vocabulary", "codec_folder", "kind_of", "load_model", "load_speaker", "load_template", "reads_aloud",
+    "sizes_of_model",
 ]  # fmt: skip
 
 _CLASSES = {"interleaved": InterleavedLM, "units": UnitLM, "tts": TtsLM}
@@ -54,6 +55,14 @@ def check_answers_questions(folder: str | Path) -> None:
     """InputError for a model that reads aloud and cannot be asked."""
     if not _class_of(folder).takes_questions:
         raise InputError(f"{folder}: a TTS model reads a text aloud, it answers no questions; see elocute speak")
+
+
+def check_one_vocabulary(folder: str | Path, what: str) -> None:
+    """InputError, about `what`, for a model that is more than a causal LM with text and speech in one vocabulary."""
+    if (kind := kind_of(folder)) not in _CLASSES:
+        raise InputError(
+            f"{what}: expected a model of one vocabulary ({', '.join(_CLASSES)}), {folder} is of kind {kind}"
+        )
 
 
 def load_template(folder: str | Path) -> Template:

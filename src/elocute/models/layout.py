@@ -67,6 +67,12 @@ class Layout:
         """Do its answers hold text?"""
         return self.ratio != "speech-only"
 
+    @property
+    def marks(self) -> list[int]:
+        """The tokens behind which something else may stand than before them, or nothing at all."""
+        found = (self.text_end, self.answer_end, self.speech_begin, self.speech_end)
+        return [token for token in found if token is not None]
+
     def is_unit(self, token: int) -> bool:
         return self.first_unit <= token < self.first_unit + self.n_units
 
@@ -139,6 +145,11 @@ class Cursor:
     def forced(self) -> tuple[int | None]:
         """The cells of the next step, a stream each: the token that must stand there, or None where it is sampled."""
         return (self._marker,)
+
+    def sampled(self) -> float:
+        """How many tokens are sampled before the next that is forced, unless one of the layout's marks comes first."""
+        marked = (self.layout.speech_begin, self.layout.speech_end) != (None, None)
+        return self._left if marked else math.inf
 
     def push(self, token: int) -> None:
         """Take the next token, forced or sampled."""

@@ -22,13 +22,14 @@ from elocute.data.files import is_unfinished
 from elocute.data.rows import check_rows, each_row
 from elocute.data.types import Example
 from elocute.errors import InputError, naming
-from elocute.models import check_model, codec_folder, load_model
+from elocute.models import check_model, check_one_vocabulary, codec_folder, load_model
 from elocute.pipelines.candidates import Fields, Row, audio_name, moved, portions
 from elocute.pipelines.hire import Crew, hired
 from elocute.pipelines.journal import Journal
 from elocute.pipelines.tally import SampledTally
 from elocute.recipe import Recipe
 from elocute.rollout import Rollout, Sampling, check_room, sample_groups, seed_of
+from elocute.rollout.vllm import VllmSampler
 
 Progress = Callable[[str, int, int, dict], None]
 """Called with (stage, done, of, values)."""
@@ -58,6 +59,10 @@ class CandidateSampler:
 
         check_rows(each_row(self.data, self.recipe.data.prompt_seconds), check)
         check_model(self.recipe.model)
+        if self.recipe.rollout.vllm:
+            check_one_vocabulary(self.recipe.model, "rollout.vllm")
+            if self.workers:
+                raise InputError("--engine ray: expected without rollout.vllm, whose server does the work")
         self.first, self.end = _share(self.shard, rows)
         self.journal = Journal(self.out / "candidates.jsonl", self._origin())
         self.going_on = self.journal.check(resume=resume)
@@ -104,7 +109,8 @@ class CandidateSampler:
 
     def _origin(self) -> dict[str, Any]:
         recipe = self.recipe
-        rollout = recipe.rollout.model_dump(mode="json", exclude={"group_size", "importance_cap", "off_policy_steps"})
+        others = {"group_size", "importance_cap", "off_policy_steps", "vllm"}
+        rollout = recipe.rollout.model_dump(mode="json", exclude=others)
         return {
             "made_by": "elocute sample",
             "data": digest_file(self.data),
@@ -112,7 +118,7 @@ class CandidateSampler:
             "codec": digest_folder(codec_folder(recipe.model)),
             "seed": recipe.seed,
             "n": self.n,
-            "rollout": rollout,
+            "rollout": rollout | ({"by": "vllm"} if recipe.rollout.vllm else {}),
             "dtype": recipe.dtype,
             "prompt_seconds": recipe.data.prompt_seconds,
             "shard": self.shard,
@@ -128,6 +134,10 @@ class Answerer:
         if torch.cuda.is_available():
             self.lm.model.to("cuda")
         self.audio = EncodedAudio(self.lm.codec, recipe.data.cache)
+        self.served: VllmSampler | None = None
+        if recipe.rollout.vllm:
+            self.served = VllmSampler(recipe.rollout.vllm, recipe.model)
+            self.served.stay(recipe.model, digest_folder(recipe.model))
 
     def read(self, rows: Sequence[Row]) -> list[str | None]:
         """Encode prompts, once for all: what is wrong with each, or None."""
@@ -162,7 +172,7 @@ class Answerer:
         seeds = [[seed_of(self.recipe.seed, "sample", e.id, number) for number in range(self.n)] for e in examples]
         rollout = self.recipe.rollout
         sampling = Sampling(rollout.max_new_tokens, rollout.temperature, rollout.top_k, rollout.top_p)
-        return sample_groups(self.lm, prompts, seeds, sampling)
+        return (self.served or sample_groups)(self.lm, prompts, seeds, sampling)
 
     def _line(self, row: Row, group: Sequence[Rollout]) -> Fields:
         fields, example = row

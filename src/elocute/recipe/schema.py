@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from elocute.recipe.ears import EarSpec, PocketSphinxSpec
 from elocute.recipe.rewards import LabelListenerSpec, RewardSpec, deciding, same_judge
+from elocute.recipe.rollout import Rollout
 from elocute.recipe.rounds import Rounds
 from elocute.recipe.section import Positive, Section, Weight
 from elocute.recipe.temperature import Temperature
@@ -29,26 +30,6 @@ class Data(Section):
     """Folder of encoded audio; default $ELOCUTE_CACHE/units, else ~/.cache/elocute/units."""
     prompt_seconds: Annotated[float, Field(gt=0)] | None = None
     """Prompts are the first n seconds of their sound files, cut before they are encoded; null: whole files."""
-
-
-class Rollout(Section):
-    group_size: Annotated[int, Field(ge=2)] = 8
-    """Answers a prompt, G."""
-    prompts_per_step: Positive = 4
-    """Prompts a step, P, over all processes: a multiple of their number."""
-    max_new_tokens: Positive = 1024
-    """An answer without an end by then is broken."""
-    temperature: Temperature = 1.0
-    """Of sampling, and of the log-probs of policy gradient and KL; one, or one for each head (docs/models.md)."""
-    top_k: Annotated[int, Field(ge=0)] = 0
-    """Sample from the k likeliest tokens; 0: all."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Then from the likeliest tokens that hold this share; 1: all."""
-    importance_cap: Annotated[float, Field(gt=0, allow_inf_nan=True)] = 2.0
-    """Cap of the truncated importance weight that corrects top-k/top-p and stale samplers."""
-    off_policy_steps: Annotated[int, Field(ge=0, le=1)] = 0
-    """1: while the rewards judge a step's answers, the next step's are sampled, by the policy before this step's
-    update, see docs/losses.md; 0: one after the other."""
 
 
 class RewardMix(Section):

@@ -62,7 +62,11 @@ LINES: Sequence[Chart] = (
         "Answers a step without an end, and without any text token.",
         ("rollout/truncated", "rollout/no_text"),
     ),
-    ("Sampler mismatch", "Distance between the sampler's log-probs and the trainer's.", ("sampler/mismatch",)),
+    (
+        "Sampler mismatch",
+        "Distance between the sampler's log-probs and the trainer's.",
+        ("sampler/mismatch", "sampler/drift"),
+    ),
     ("Clipped tokens", "Share of tokens on which the ratio was clipped.", ("pg/clip_fraction",)),
     ("Tokens of the policy gradient", "Sampled tokens a step that the policy gradient touches.", ("pg/tokens",)),
     ("Gradient norm", "Before clipping.", ("grad_norm",)),

@@ -38,8 +38,8 @@ class Rollout:
 
     prompt: as `encode_prompt` gave it; tokens: the answer's T cells. logprob: float32 [T], log-prob under the
     distribution that was sampled from (temperature, top-k and top-p applied), 0 where forced. entropy: float32 [T] in
-    nats, of the same distribution before top-k/top-p. broken: why this is no proper answer, or None; truncated: it hit
-    max_new_tokens.
+    nats, of the same distribution before top-k/top-p, or NaN where it is not known. broken: why this is no proper
+    answer, or None; truncated: it hit max_new_tokens.
     """
 
     prompt: Any
@@ -159,7 +159,7 @@ class _Batch:
 
     def _rollout(self, row: int) -> Rollout:
         logprob, entropy = torch.tensor(self.logprobs[row]), torch.tensor(self.entropies[row])
-        return _ended(self.cursors[row], self.prompts[row // self.group_size], logprob, entropy, self.seeds[row])
+        return ended(self.cursors[row], self.prompts[row // self.group_size], logprob, entropy, self.seeds[row])
 
 
 def replay(
@@ -171,10 +171,11 @@ def replay(
         width = len(cursor.forced())
         cursor.push(*cells[start : start + width])
         start += width
-    return _ended(cursor, prompt, logprob, entropy, seed)
+    return ended(cursor, prompt, logprob, entropy, seed)
 
 
-def _ended(cursor, prompt, logprob: torch.Tensor, entropy: torch.Tensor, seed: int) -> Rollout:
+def ended(cursor, prompt: Any, logprob: torch.Tensor, entropy: torch.Tensor, seed: int) -> Rollout:
+    """The rollout of an answer that will not go on."""
     truncated = not cursor.done
     cursor.close()
     return Rollout(prompt, cursor.tokens(), logprob, entropy, cursor.broken, truncated, seed)
@@ -186,15 +187,20 @@ def draw(logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampling):
     logits [B, V]; uniform float64 [B] in [0, 1); sampling's temperature is one number. Returns ids [B], log-probs as
     sampled [B] and entropies before top-k/top-p [B], both float32.
     """
-    logits = logits.float() / sampling.temperature
-    logp = torch.log_softmax(logits, -1)
-    entropy = -(logp.exp() * logp.clamp(min=-1e4)).sum(-1)
-    if sampling.top_k or sampling.top_p < 1:
-        logp = torch.log_softmax(_truncate(logp, sampling), -1)
+    logp, entropy = distribution(logits, sampling)
     cumulative = logp.exp().double().cumsum(-1)
     tokens = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)[:, 0]
     tokens = tokens.clamp(max=logits.shape[-1] - 1)
     return tokens, logp.gather(1, tokens[:, None])[:, 0], entropy
+
+
+def distribution(logits: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is sampled from: log-probs [B, V], and the entropies before top-k/top-p [B], both float32. logits [B, V]."""
+    logp = torch.log_softmax(logits.float() / sampling.temperature, -1)
+    entropy = -(logp.exp() * logp.clamp(min=-1e4)).sum(-1)
+    if sampling.top_k or sampling.top_p < 1:
+        logp = torch.log_softmax(_truncate(logp, sampling), -1)
+    return logp, entropy
 
 
 def _truncate(logp: torch.Tensor, sampling: Sampling) -> torch.Tensor:

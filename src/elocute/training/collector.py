@@ -26,6 +26,7 @@ from elocute.models import SpeechLM
 from elocute.recipe.schema import Recipe
 from elocute.rewards.combine import RewardMixer
 from elocute.rollout import replay
+from elocute.rollout.vllm import VllmSampler
 from elocute.training.experience import Experience, agree, decode, judge, my_prompts, sample, seeds_of, step_examples
 
 
@@ -40,9 +41,10 @@ class Collector:
         mixer: RewardMixer,
         recipe: Recipe,
         accelerator: Accelerator,
+        served: VllmSampler | None = None,
     ):
         self.lm, self.audio, self.examples, self.mixer = lm, audio, examples, mixer
-        self.recipe, self.accelerator = recipe, accelerator
+        self.recipe, self.accelerator, self.served = recipe, accelerator, served
         self._ahead: Experience | None = None
         self._judging: Future[Experience] | None = None
 
@@ -108,7 +110,7 @@ class Collector:
 
     def _sample(self, step: int) -> Experience:
         args = (self.lm, self.audio, self._examples(step), self.recipe, step, self.accelerator)
-        return sample(*args, group_size=self.recipe.rollout.group_size)
+        return sample(*args, group_size=self.recipe.rollout.group_size, served=self.served)
 
     def _judge(self, experience: Experience) -> "Future[Experience]":
         return _in_thread(lambda: judge(experience, self.mixer))

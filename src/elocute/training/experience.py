@@ -15,6 +15,7 @@ from elocute.models import SpeechLM
 from elocute.recipe.schema import Recipe
 from elocute.rewards.combine import Judged, RewardMixer
 from elocute.rollout import Rollout, Sampling, sample_groups, seed_of
+from elocute.rollout.vllm import VllmSampler
 
 
 @dataclass
@@ -24,6 +25,7 @@ class Experience:
     rollouts: this rank's, prompt by prompt [p·G]; rewards float64 and available bool [P, G], of all ranks;
     mine: slice of the P prompts that are this rank's; judged: this rank's outcomes. Where nothing judges, judged is
     None and there are no rewards (P = 0). off_policy_steps: updates of steps between the sampler's weights and now.
+    drift: float64 [2], a server's distance from the model on this rank, see rollout/vllm.py.
     """
 
     rollouts: list[Rollout]
@@ -34,6 +36,7 @@ class Experience:
     mine: slice
     seconds: dict[str, float] = field(default_factory=dict)
     off_policy_steps: int = 0
+    drift: torch.Tensor | None = None
 
 
 def my_prompts(accelerator: Accelerator, count: int) -> slice:
@@ -75,18 +78,27 @@ def sample(
     *,
     group_size: int,
     wanted: Callable[[Example], bool] = lambda example: True,
+    served: VllmSampler | None = None,
 ) -> Experience:
-    """Sample and decode, for those of this rank's `examples` (the step's, all ranks' together) that are wanted."""
+    """Sample and decode, for those of this rank's `examples` (the step's, all ranks' together) that are wanted.
+
+    served: what samples in place of this process, with the weights of now.
+    """
     mine = my_prompts(accelerator, len(examples))
     clock = _Clock()
+    if served is not None:
+        served.follow(lm, step, writes=accelerator.is_main_process)
+        accelerator.wait_for_everyone()
+        clock.lap("weights")
     places = [place for place in range(mine.start, mine.stop) if wanted(examples[place])]
     prompts = [lm.encode_prompt(examples[place], audio) for place in places]
     seeds = [seeds_of(recipe, step, place, group_size) for place in places]
-    groups = sample_groups(lm, prompts, seeds, sampling_of(recipe)) if places else []
+    groups = (served or sample_groups)(lm, prompts, seeds, sampling_of(recipe)) if places else []
     rollouts = [rollout for row in groups for rollout in row]
     clock.lap("rollout")
     owners = [examples[place] for place in places for _ in range(group_size)]
-    return decode(lm, owners, rollouts, mine, group_size, clock.seconds)
+    experience = decode(lm, owners, rollouts, mine, group_size, clock.seconds)
+    return replace(experience, drift=served and served.drift)
 
 
 def seeds_of(recipe: Recipe, step: int, place: int, group_size: int) -> list[int]:

@@ -62,11 +62,13 @@ def experience_metrics(experience: Experience, accelerator: Accelerator) -> dict
         sums["rollout/truncated"] += rollout.truncated
         sums["rollout/no_text"] += not bool((tokens.text & tokens.action).any())
         for modality, mask in (("text", tokens.text), ("speech", ~tokens.text)):
-            mask = mask & tokens.action
+            mask = mask & tokens.action & ~rollout.entropy.isnan()
             sums[f"entropy/{modality}"] += float(rollout.entropy[mask].sum())
             sums[f"entropy/{modality}_tokens"] += int(mask.sum())
     judged = experience.judged
-    means: dict[str, tuple[float, int]] = {}
+    means: dict[str, tuple[float, float]] = {}
+    if experience.drift is not None:
+        means["sampler/drift"] = tuple(experience.drift.tolist())
     if judged:
         sums |= {f"outcomes/{name}": count for name, count in judged.counts.items()}
         of_rewards = {

@@ -11,6 +11,7 @@ from elocute.data.rows import check_rows
 from elocute.data.types import Example
 from elocute.recipe.schema import Dpo, Recipe
 from elocute.rollout import check_room
+from elocute.rollout.vllm import VllmSampler
 from elocute.training.experience import Experience, my_prompts, sample
 from elocute.training.metrics import preference_metrics
 from elocute.training.pairs import Pair, PairMaker
@@ -64,13 +65,15 @@ class Preference:
 
     # a step
 
-    def experience(self, examples: Sequence[Example], step: int) -> Experience | None:
+    def experience(
+        self, examples: Sequence[Example], step: int, served: VllmSampler | None = None
+    ) -> Experience | None:
         """The fresh samples that the step's pairs need where nobody judges them, if any."""
         if not self.spec.samples:
             return None
         return sample(
             self.policy.lm, self.audio, examples, self.recipe, step, self.accelerator,
-            group_size=1, wanted=self.maker.samples,
+            group_size=1, wanted=self.maker.samples, served=served,
         )  # fmt: skip
 
     def pairs(self, examples: Sequence[Example], experience: Experience | None) -> tuple[list[Pair], Counter[str]]:

@@ -125,11 +125,13 @@ def _with_defaults(file: Path) -> dict:
 
 
 def _without_means(recipe: dict) -> dict:
-    """A recipe without what changes how the evaluation is done and not its result."""
+    """A recipe without what changes how something is done and not its result."""
     evaluation = {key: value for key, value in (recipe.get("evaluation") or {}).items() if key != "batch"}
     evaluation["ear"] = without_means(evaluation.get("ear"))
     evaluation["labels"] = [without_means(entry) for entry in evaluation.get("labels") or []]
-    return recipe | {"evaluation": evaluation}
+    rollout = recipe.get("rollout") or {}
+    served = {"vllm": rollout.get("vllm") is not None}  # by whom, not where
+    return recipe | {"evaluation": evaluation, "rollout": rollout | served}
 
 
 def _first_difference(name: str, old, new) -> tuple[str, object, object]:

@@ -23,6 +23,7 @@ from elocute.recipe import Recipe
 from elocute.recipe.schema import Adaptive, Dpo
 from elocute.rewards.combine import RewardMixer, build_mixer
 from elocute.rollout import check_room, seed_of
+from elocute.rollout.vllm import VllmSampler
 from elocute.training.checkpoint import (
     latest_checkpoint,
     load_ahead,
@@ -79,6 +80,9 @@ class Trainer:
             self.mixer = build_mixer(recipe.rewards, recipe.reward_mix, recipe.listen)
             self.mixer.check(self.examples)
         check_memory(recipe, self.examples)
+        self.served: VllmSampler | None = None
+        if recipe.rollout.vllm and recipe.objective.samples:
+            self.served = VllmSampler(recipe.rollout.vllm, recipe.model, self.folder.path / "weights")
         # 2. the model, its reference, the optimiser
         policy = load_policy(recipe)
         self.lm = policy.lm
@@ -107,7 +111,9 @@ class Trainer:
             self.mixing = _make_mixing(recipe, self.mixer)
         self.collector: Collector | None = None
         if self.mixer is not None:
-            self.collector = Collector(self.lm, self.audio, self.examples, self.mixer, recipe, self.accelerator)
+            self.collector = Collector(
+                self.lm, self.audio, self.examples, self.mixer, recipe, self.accelerator, self.served
+            )
         # 3. where we are
         self.step, self.interrupted, self.stopping, self.saving_seconds = 0, False, False, 0.0
         self.watch = Watch()
@@ -130,6 +136,8 @@ class Trainer:
                 progress(self.step, metrics)
             if self.collector is not None:
                 self.collector.settle()
+            if self.served is not None and self.accelerator.is_main_process:
+                self.served.clear()
         finally:
             signal.signal(signal.SIGINT, previous)
             if self.mixer is not None:
@@ -198,7 +206,9 @@ class Trainer:
         """The step's rollouts, if its objective has any."""
         if self.collector is not None:
             return self.collector(self.step)
-        return self.preference.experience(examples, self.step) if self.preference is not None else None
+        if self.preference is not None:
+            return self.preference.experience(examples, self.step, self.served)
+        return None
 
     def _learn(self, experience: Experience | None, examples: list[Example]) -> dict:
         """One or more optimiser steps on this experience; returns what to log, of the first of them."""
