@@ -176,12 +176,14 @@ def draw(logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampling):
     logits [B, V]; uniform float64 [B] in [0, 1). Returns ids [B], log-probs as sampled [B] and entropies before
     top-k/top-p [B], both float32.
     """
-    logits = logits.float() / sampling.temperature
+    logits = logits.float() if sampling.temperature == 1 else logits.float() / sampling.temperature
     logp = torch.log_softmax(logits, -1)
-    entropy = -(logp.exp() * logp.clamp(min=-1e4)).sum(-1)
+    probability = logp.exp()
+    entropy = -(probability * logp.clamp(min=-1e4)).sum(-1)
     if sampling.top_k or sampling.top_p < 1:
         logp = torch.log_softmax(_truncate(logp, sampling), -1)
-    cumulative = logp.exp().double().cumsum(-1)
+        probability = logp.exp()
+    cumulative = probability.cumsum(-1, dtype=torch.float64)
     tokens = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)[:, 0]
     tokens = tokens.clamp(max=logits.shape[-1] - 1)
     return tokens, logp.gather(1, tokens[:, None])[:, 0], entropy
