@@ -31,7 +31,7 @@ PROSODY += ", measures: {emotion: [pitch_median, pitch_range, energy]}"
 GUARD = "{kind: guard}"
 GATE = "gate: {reward: asr, at_least: 0.8}"
 GROUP = ("objective.policy_gradient.blame=null", "reward_mix={scale: group, invalid_penalty: -2}")
-RAW = ("objective.policy_gradient.blame=null", "reward_mix={scale: raw, invalid_penalty: -1}")
+RAW = ("objective.policy_gradient.blame=null", "reward_mix={scale: raw}")
 
 
 def judged(name: str) -> tuple[str, ...]:
@@ -50,6 +50,8 @@ VARIANTS = {
         *GROUP,
     ),
     "gated_unit_credit": (),
+}
+AUDIT = {
     "constant_judge": judged("constant"),
     "transcript_judge": judged("transcript_only"),
     "permuted_rewards": judged("permuted"),
@@ -77,7 +79,7 @@ def do(run: Run) -> None:
     """Train, going on where it stopped, and evaluate."""
     model = MODEL
     if run.variant != "base":
-        words = [*VARIANTS[run.variant], f"steps={run.steps}", f"seed={run.seed}", f"run_dir={run.folder}"]
+        words = [*(VARIANTS | AUDIT)[run.variant], f"steps={run.steps}", f"seed={run.seed}", f"run_dir={run.folder}"]
         resume = ["--resume"] if (run.folder / "recipe.yaml").exists() else []
         elocute("train", RECIPE, *words, "data.eval=null", "evaluation.labels=[]", *resume)
         model = run.folder / "model"
@@ -90,6 +92,7 @@ def main() -> None:
     args = arguments(__doc__, seeds=3, steps=50)
     seeds = range(1, args.seeds + 1)
     runs = [Run(variant, seed, args.steps) for seed in seeds for variant in ("base", *VARIANTS)]
+    runs += [Run(judge, seed, args.steps) for seed in seeds for judge in AUDIT]
     if not args.table:
         do_all("runs", do, [run for run in runs if not run.finished], len(runs), args.jobs)
     results.write(RUNS, seeds, args.steps)
