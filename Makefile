@@ -4,6 +4,7 @@
 # make judges       install the local judges of continuations, which recipes/starter/align_slm.yaml needs, and DNSMOS
 # make whisper      install the ear faster_whisper with Whisper tiny.en (150 MB; make test installs it, too)
 # make ray          install Ray, whose workers sample, score and label on many machines (80 MB), and run its tests
+# make trl          install TRL into .venv-trl, the peer of python -m benchmarks.rl_step
 # make starter      build the starter's worlds, codecs and base models anew, in place of the shipped ones (takes hours)
 #
 # Every target builds .venv first, from requirements.lock; PYTHON chooses the interpreter, RUN the quick start's folder:
@@ -20,8 +21,9 @@ STARTER_READY := $(VENV)/ready-starter
 JUDGES_READY := $(VENV)/ready-judges
 WHISPER_READY := $(VENV)/ready-whisper
 RAY_READY := $(VENV)/ready-ray
+TRL_READY := .venv-trl/ready
 
-.PHONY: quickstart test lint judges whisper ray starter
+.PHONY: quickstart test lint judges whisper ray trl starter
 
 # A finished run is shown again and never written over; a run that was stopped goes on.
 quickstart: $(READY)
@@ -47,6 +49,8 @@ whisper: $(WHISPER_READY)
 
 ray: $(RAY_READY)
 	$(VENV)/bin/python -m pytest tests/pipelines/test_ray.py
+
+trl: $(TRL_READY)
 
 starter: $(STARTER_READY)
 	$(VENV)/bin/python -m starter.train_codec --out starter/codec
@@ -86,4 +90,10 @@ $(WHISPER_READY): requirements-whisper.lock $(READY)
 
 $(RAY_READY): requirements-ray.lock $(READY)
 	$(PIP) install --requirement requirements-ray.lock
+	@touch $@
+
+# An environment of its own: the peer is measured as it installs itself, with the torch and transformers that elocute has.
+$(TRL_READY): requirements-trl.lock requirements.lock
+	$(PYTHON) -m venv .venv-trl
+	.venv-trl/bin/python -m pip --disable-pip-version-check install --requirement requirements-trl.lock
 	@touch $@

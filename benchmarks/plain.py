@@ -1,4 +1,4 @@
-"""What the benchmarks of speed share: a network and its prompts, without a meaning, so that a peer can be given the same.
+"""What the benchmarks of speed share: a network and its prompts without a meaning, which a peer can be given too.
 
 Every token is a unit of speech and none is ever heard: answers are as long as they may be, or end at `<|speech_end|>`.
 Nothing of elocute is imported before it is needed: a peer's environment has none.
@@ -8,7 +8,7 @@ import json
 import resource
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import random
 from statistics import median
@@ -16,6 +16,7 @@ from statistics import median
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
+RESULTS, PAGE = Path("benchmarks/results"), Path("docs/performance.md")
 FOLDER = Path("starter/tts_lm")
 END, NEVER = "<|speech_end|>", "<|pad|>"
 """What ends an answer, and what the starter's network never says."""
@@ -105,6 +106,29 @@ class Work:
     micro: int
     steps: int
     threads: int
+
+
+def described(module: str, work: Work) -> dict:
+    """Where, with what and at what work something is measured."""
+    from benchmarks.tables import provenance
+
+    result = provenance(module) | {"device": device(), "work": asdict(work)}
+    where = torch.cuda.get_device_name() if device() == "cuda" else f"{work.threads} threads"
+    result["machine"] += f", {where}"
+    return result
+
+
+def publish(result: dict, table: str, output: Path | None) -> None:
+    """Write what was measured, and its table into the page; only to `output` if that is given."""
+    from benchmarks.tables import write_table
+
+    name = result["command"].split()[2].removeprefix("benchmarks.")
+    if (result["work"]["shape"], result["device"]) != ("starter", "cpu"):
+        name += f"_{result['work']['shape']}_{result['device']}"
+    (output or RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(table)
+    if not output:
+        write_table(name, table, PAGE)
 
 
 def forward_flops(config, tokens: int, context: float) -> float:

@@ -15,7 +15,6 @@ in docs/performance.md.
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -28,10 +27,7 @@ import torch
 
 from benchmarks import plain
 from benchmarks.plain import Work
-from benchmarks.tables import provenance, write_table
 
-RESULTS = Path(__file__).parent / "results"
-PAGE = Path("docs/performance.md")
 PEERS = {"as it comes": True, "no checkpointing": False}
 
 
@@ -146,10 +142,11 @@ def markdown(result: dict) -> str:
     work = result["work"]
     lines = [
         f"`{result['command']}`, {result['date']}, on {result['machine']}; TRL {result['versions']['trl']}, "
-        f"transformers {result['versions']['transformers']}; {work['prompts']} prompts of {result['prompt_tokens']:.0f} "
-        f"tokens × {work['group']} answers of {work['new']}, {work['micro']} rows a forward pass:",
+        f"transformers {result['versions']['transformers']}; {work['prompts']} prompts of "
+        f"{result['prompt_tokens']:.0f} tokens × {work['group']} answers of {work['new']}, {work['micro']} rows a "
+        "forward pass:",
         "",
-        "| side | s a step (lowest – highest) | tokens/s | of matmul peak | peak MiB | elocute is faster | its memory |",
+        "| side | s a step (lowest – highest) | tokens/s | of matmul peak | peak MiB | elocute faster | its memory |",
         "|---|---|---|---|---|---|---|",
     ]
     for side, found in result["sides"].items():
@@ -181,20 +178,12 @@ def main() -> None:
         parser.error("--micro: expected a divisor of prompts × group")
     version = "import importlib.metadata as m; print(m.version('trl'), m.version('torch'), m.version('transformers'))"
     versions = subprocess.run([args.trl, "-c", version], capture_output=True, text=True, check=True).stdout.split()
-    result = provenance("benchmarks.rl_step") | {"device": plain.device(), "work": asdict(work)}
+    result = plain.described("benchmarks.rl_step", work)
     if versions[1:] != [result["versions"][name] for name in ("torch", "transformers")]:
         raise SystemExit(f"{args.trl}: another torch or transformers than here: {versions[1:]}; make trl")
     result["versions"]["trl"] = versions[0]
-    result["machine"] += f", {work.threads} threads"
-    if plain.device() == "cuda":
-        result["machine"] = f"{torch.cuda.get_device_name()}, {platform.machine()}"
     result |= compare(args, work)
-    name = "rl_step" if (args.shape, plain.device()) == ("starter", "cpu") else f"rl_step_{args.shape}_{plain.device()}"
-    output = args.output or RESULTS / f"{name}.json"
-    output.write_text(json.dumps(result, indent=1) + "\n")
-    print(markdown(result))
-    if not args.output:
-        write_table(name, markdown(result), PAGE)
+    plain.publish(result, markdown(result), args.output)
 
 
 if __name__ == "__main__":

@@ -4,16 +4,15 @@
     python -m benchmarks.rollouts --shape 0.5b   # a random network of that shape; with a GPU also 7b
 
 Groups of answers to the same prompts by the same network: `fixed`, where no answer ends early, and for the starter also
-`mixed`, where the network ends them as it was trained to. Sampled at temperature 1 from the whole vocabulary; only tokens
-up to an answer's end count. Every side is run in a process of its own, in turn; its tokens/s are the median of all runs
-after each process's first. Elocute's also say each token's log-prob and entropy. Writes
+`mixed`, where the network ends them as it was trained to. Sampled at temperature 1 from the whole vocabulary; only
+tokens up to an answer's end count. Every side is run in processes of its own, in turn; its tokens/s are the median of
+all runs after each process's first. Elocute's also say each token's log-prob and entropy. Writes
 benchmarks/results/rollouts*.json and the table in docs/performance.md.
 """
 
 import argparse
 import itertools
 import json
-import platform
 import subprocess
 import sys
 import time
@@ -25,8 +24,7 @@ import torch
 
 from benchmarks import plain
 from benchmarks.plain import Work
-from benchmarks.rl_step import PAGE, RESULTS, threads
-from benchmarks.tables import provenance, write_table
+from benchmarks.rl_step import threads
 
 SIDES = ("elocute", "generate", "generate, static cache")
 
@@ -144,9 +142,7 @@ def markdown(result: dict) -> str:
         for side, found in sides.items():
             ratio = f"{found['faster']:.2f} ×" if "faster" in found else "–"
             rate = f"{found['tokens_s']:.0f} ({found['lowest']:.0f} – {found['highest']:.0f})"
-            lines.append(
-                f"| {lengths} | {side} | {rate} | {found['tokens']:.0f} | {found['peak_mib']:.0f} | {ratio} |"
-            )
+            lines.append(f"| {lengths} | {side} | {rate} | {found['tokens']:.0f} | {found['peak_mib']:.0f} | {ratio} |")
     return "\n".join(lines)
 
 
@@ -164,18 +160,10 @@ def main() -> None:
         given = json.loads(args.child)
         return print(json.dumps(runs(given["side"], Work(**given["work"]), given["ends"])))
     work = Work(args.shape, args.layers, args.prompts, args.group, args.new, 0, args.steps, args.threads)
-    result = provenance("benchmarks.rollouts") | {"device": plain.device(), "work": asdict(work), "lengths": {}}
-    result["machine"] += f", {work.threads} threads"
-    if plain.device() == "cuda":
-        result["machine"] = f"{torch.cuda.get_device_name()}, {platform.machine()}"
+    result = plain.described("benchmarks.rollouts", work) | {"lengths": {}}
     for lengths in ("fixed", "mixed") if args.shape == "starter" else ("fixed",):
         result["lengths"][lengths] = compare(work, lengths == "mixed", args.rounds)
-    name = f"rollouts_{args.shape}_{plain.device()}" if args.shape != "starter" else "rollouts"
-    output = args.output or RESULTS / f"{name}.json"
-    output.write_text(json.dumps(result, indent=1) + "\n")
-    print(markdown(result))
-    if not args.output:
-        write_table(name, markdown(result), PAGE)
+    plain.publish(result, markdown(result), args.output)
 
 
 if __name__ == "__main__":

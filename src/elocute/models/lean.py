@@ -45,13 +45,13 @@ class Decoder(one_stream.Decoder):
     def _share(self, group_size: int) -> None:
         trunk, count, device = self.lm.trunk(), len(self.mask) * group_size, self.mask.device
         config, attention = trunk.config, trunk.layers[0].self_attn
-        self.width, self.scaling, self.eps = attention.head_dim, attention.scaling, config.rms_norm_eps
+        self.width, self.eps = attention.head_dim, config.rms_norm_eps
         self.queries, self.keys = config.num_attention_heads, config.num_key_value_heads
         # rotate_half(x) = [−x₂, x₁]: a roll, and this sign on its factor.
         self.sign = torch.ones(self.width, device=device)
         self.sign[: self.width // 2] = -1
         self.layers = [_Layer.of(layer) for layer in trunk.layers]
-        self.read = [_Read.of(layer.keys * self.scaling, layer.values, count) for layer in self.cache.layers]
+        self.read = [_Read.of(layer.keys, layer.values, count) for layer in self.cache.layers]
         self.cache, self.steps = None, 0
         unseen = self.prompt.new_zeros(self.mask.shape).masked_fill_(self.mask == 0, -torch.inf)
         self.unseen = unseen.repeat_interleave(self.keys, 0)[:, None]  # [P·heads, 1, S], what padding is given
@@ -105,16 +105,15 @@ class Decoder(one_stream.Decoder):
         cos, sin = trunk.rotary_emb(x, self.position[:, None])
         sin = sin * self.sign
         for layer, read in zip(self.layers, self.read, strict=True):
-            h = self._normed(x, layer.before)
-            qkv = h @ layer.qkv if layer.qkv_bias is None else torch.addmm(layer.qkv_bias, h, layer.qkv)
-            qkv = qkv.view(len(ids), -1, self.width)
+            qkv = self._normed(x) @ layer.qkv
+            qkv = (qkv if layer.qkv_bias is None else qkv.add_(layer.qkv_bias)).view(len(ids), -1, self.width)
             turned, values = qkv.split([self.queries + self.keys, self.keys], 1)
             turned = torch.addcmul(turned * cos, turned.roll(self.width // 2, -1), sin)
             query, key = turned.split([self.queries, self.keys], 1)
-            read.write(self.steps, key * self.scaling, values)
-            x = torch.addmm(x, self._attended(query.reshape(len(key) * self.keys, -1), read), layer.out)
-            gate, up = (self._normed(x, layer.after) @ layer.gate_up).chunk(2, -1)
-            x = torch.addmm(x, functional.silu(gate).mul_(up), layer.down)
+            read.write(self.steps, key, values)
+            x.addmm_(self._attended(query.reshape(len(key) * self.keys, -1), read), layer.out)
+            gate, up = (self._normed(x) @ layer.gate_up).chunk(2, -1)
+            x.addmm_(functional.silu(gate).mul_(up), layer.down)
         self.steps += 1
         return self._normed(x, trunk.norm.weight)
 
@@ -130,21 +129,19 @@ class Decoder(one_stream.Decoder):
         to_prompt, to_own = weights.split([to_prompt.shape[-1], self.steps + 1], -1)
         seen = to_prompt[self.grouped].view(groups, -1, to_prompt.shape[-1]) @ read.prompt_values
         seen = seen.view(groups * self.places, -1)[self.back].view(rows, -1, self.width)
-        return torch.baddbmm(seen, to_own, own_values).view(len(self.owner), -1)
+        return seen.baddbmm_(to_own, own_values).view(len(self.owner), -1)
 
-    def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
-        return functional.rms_norm(x, weight.shape, weight, self.eps)
+    def _normed(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        return functional.rms_norm(x, x.shape[-1:], weight, self.eps)
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """before, after: the weights of the norms before attention and after it; the others are matrices of x·W."""
+    """Matrices of x·W, which hold the weights of the norms before them; queries come out scaled."""
 
-    before: Tensor
     qkv: Tensor
     qkv_bias: Tensor | None
     out: Tensor
-    after: Tensor
     gate_up: Tensor
     down: Tensor
 
@@ -152,22 +149,22 @@ class _Layer:
     def of(cls, layer) -> "_Layer":
         query, key, value, out, gate, up, down = _projections(layer)
         biases = [_base(part).bias for part in (query, key, value)]
-        return cls(
-            before=layer.input_layernorm.weight,
-            qkv=_joined(query, key, value),
-            qkv_bias=None if biases[0] is None else torch.cat(biases),
-            out=_joined(out),
-            after=layer.post_attention_layernorm.weight,
-            gate_up=_joined(gate, up),
-            down=_joined(down),
-        )
+        queries, scaling = query.out_features, layer.self_attn.scaling
+        qkv = _joined(query, key, value).mul_(layer.input_layernorm.weight[:, None])
+        qkv[:, :queries] *= scaling
+        bias = None if biases[0] is None else torch.cat(biases)
+        if bias is not None:
+            bias[:queries] *= scaling
+        gate_up = _joined(gate, up).mul_(layer.post_attention_layernorm.weight[:, None])
+        return cls(qkv, bias, _joined(out), gate_up, _joined(down))
 
 
 @dataclass
 class _Read:
-    """What a layer has read. Keys are scaled, as attention's logits are to be.
+    """What a layer has read.
 
-    prompt_keys [P·heads, width, S], prompt_values [P·heads, S, width]; own [keys and values, slots, heads, room, width].
+    prompt_keys [P·heads, width, S], prompt_values [P·heads, S, width]; own [2, slots, heads, room, width]: the
+    answers' keys and values.
     """
 
     prompt_keys: Tensor
@@ -192,10 +189,8 @@ class _Read:
 
 
 def _projections(layer) -> tuple:
-    attention, mlp = layer.self_attn, layer.mlp
-    return (
-        attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj
-    )  # fmt: skip
+    of, mlp = layer.self_attn, layer.mlp
+    return of.q_proj, of.k_proj, of.v_proj, of.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj
 
 
 def _has_plain_lora(linear) -> bool:
