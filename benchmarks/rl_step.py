@@ -1,7 +1,7 @@
 """One step of RL: sampled groups, a reward that costs nothing, one update. Time and memory against TRL's GRPOTrainer.
 
     make trl && python -m benchmarks.rl_step                # the starter's network
-    python -m benchmarks.rl_step --shape 0.5b               # a random network of that shape; with a GPU also 7b
+    python -m benchmarks.rl_step --shape 0.5b               # with a GPU: a random network of that shape, or 7b's
 
 Both sides have the same network, prompts, number of answers and new tokens, rows of a forward pass, AdamW, type and
 number of threads, no reference and no waveforms; no answer ends early. Each runs in processes of its own, in turn, TRL
@@ -164,7 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=plain.SHAPES, default="starter")
     parser.add_argument("--layers", type=int, help="of a random network; default its shape's")
-    sizes = {"prompts": 8, "group": 8, "new": 256, "micro": 32, "steps": 4, "threads": 2, "rounds": 3}
+    sizes = {"prompts": 8, "group": 8, "new": 192, "micro": 32, "steps": 4, "threads": 2, "rounds": 3}
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--trl", default=".venv-trl/bin/python", help="the Python of TRL's environment")

@@ -150,7 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=plain.SHAPES, default="starter")
     parser.add_argument("--layers", type=int, help="of a random network; default its shape's")
-    sizes = {"prompts": 8, "group": 8, "new": 256, "steps": 3, "threads": 2, "rounds": 3}
+    sizes = {"prompts": 8, "group": 8, "new": 192, "steps": 3, "threads": 2, "rounds": 3}
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--output", type=Path, help="the JSON to write; the page's table is then left alone")

@@ -10,7 +10,6 @@ from away from what is scored.
 from dataclasses import dataclass
 
 import torch
-from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaModel, Qwen2Model
@@ -195,12 +194,12 @@ def _projections(layer) -> tuple:
 
 def _has_plain_lora(linear) -> bool:
     """Whether it is a linear layer with LoRA and none of LoRA's variants."""
-    return isinstance(linear, LoraLinear) and type(_base(linear)) is torch.nn.Linear and not linear.lora_variant
+    return hasattr(linear, "lora_A") and type(_base(linear)) is torch.nn.Linear and not linear.lora_variant
 
 
 def _base(linear) -> torch.nn.Linear:
     """The layer itself, beneath its adapter if it has one."""
-    return linear.get_base_layer() if isinstance(linear, LoraLinear) else linear
+    return linear.get_base_layer() if hasattr(linear, "lora_A") else linear
 
 
 def _joined(*linear) -> Tensor:
@@ -211,6 +210,6 @@ def _joined(*linear) -> Tensor:
 def _weight(linear) -> Tensor:
     """A linear layer's weight, with those of its adapters that are on."""
     weight = _base(linear).weight
-    if not isinstance(linear, LoraLinear) or linear.disable_adapters or linear.merged:
+    if not hasattr(linear, "lora_A") or linear.disable_adapters or linear.merged:
         return weight
     return sum((linear.get_delta_weight(name) for name in linear.active_adapters), weight)
