@@ -4,6 +4,7 @@ import json
 import sys
 import tempfile
 import time
+from itertools import pairwise
 
 import torch
 from datasets import Dataset
@@ -69,7 +70,7 @@ def steps(work: Work, *, checkpointing: bool) -> dict:
             peft_config=adapter,
         )
         trainer.train()
-    seconds = [after - before for before, after in zip(clock.ended, clock.ended[1:], strict=False)]
+    seconds = [after - before for before, after in pairwise(clock.ended)]
     return {"seconds": seconds, "peak_mib": plain.peak_mib(), "tokens": sum(lengths) // len(clock.ended)}
 
 

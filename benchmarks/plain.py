@@ -119,7 +119,7 @@ def described(module: str, work: Work) -> dict:
 
 
 def publish(result: dict, table: str, output: Path | None) -> None:
-    """Write what was measured, and its table into the page; only to `output` if that is given."""
+    """Write what was measured, and its table where the page has a place for it; only to `output` if that is given."""
     from benchmarks.tables import write_table
 
     name = result["command"].split()[2].removeprefix("benchmarks.")
@@ -127,7 +127,7 @@ def publish(result: dict, table: str, output: Path | None) -> None:
         name += f"_{result['work']['shape']}_{result['device']}"
     (output or RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     print(table)
-    if not output:
+    if not output and f"<!-- {name} -->" in PAGE.read_text():
         write_table(name, table, PAGE)
 
 

@@ -18,7 +18,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median
 from unittest.mock import patch
@@ -73,18 +75,19 @@ def steps(work: Work) -> dict:
 
         with patch("elocute.training.policy.load_model", load):
             trainer = Trainer(recipe)
-        seconds, tokens = [], []
+        ended, tokens = [], []
 
         def note(step: int, metrics: dict) -> None:
             plain.synchronise()
-            seconds.append(metrics["seconds/total"])
+            ended.append(time.perf_counter())
             tokens.append(metrics["seconds/rollout"] * metrics["rollout/tokens_per_s"])
             if step == 1:
                 plain.start_peak()
             trainer.stopping = step > work.steps
 
         trainer.train(note)
-        return {"seconds": seconds[1:], "peak_mib": plain.peak_mib(), "tokens": round(mean(tokens))}
+        seconds = [after - before for before, after in pairwise(ended)]
+        return {"seconds": seconds, "peak_mib": plain.peak_mib(), "tokens": round(mean(tokens))}
 
 
 def run(side: str, work: Work, trl: str) -> dict:
