@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from benchmarks.rlaif_spa import judges
-from benchmarks.rlaif_spa.__main__ import RECIPE, VARIANTS
+from benchmarks.rlaif_spa.__main__ import AUDIT, RECIPE, VARIANTS
 from benchmarks.rlaif_spa.results import VARIANTS as NAMED
 from benchmarks.rlaif_spa.results import markdown
 from elocute.recipe import load_recipe
+from elocute.rewards.combine import build_mixer
 
 RATE = 16_000
 LABELS = [{"emotion": "Happy", "speed": "Fast"}, {"emotion": "Sad", "speed": "Slow"}]
@@ -45,14 +46,15 @@ def test_permuted_rewards_are_the_true_ones_at_other_answers():
     assert silent == [0.0]
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [*VARIANTS, *AUDIT])
 def test_every_variant_is_a_recipe(variant):
     assert variant in NAMED
     changed = ["model=starter/model", "data.eval=null", "steps=3", "seed=2", "run_dir=runs/x"]  # any folder will do
-    recipe = load_recipe(RECIPE, [*VARIANTS[variant], *changed])
+    recipe = load_recipe(RECIPE, [*(VARIANTS | AUDIT)[variant], *changed])
     assert recipe.rewards[-1].kind == "guard"
     assert (recipe.reward_mix.scale == "raw") == (variant == "paper")
     assert (recipe.objective.policy_gradient.blame is None) == (variant != "gated_unit_credit")
+    build_mixer(recipe.rewards, recipe.reward_mix).close()
 
 
 def test_the_table_has_a_line_a_variant():
