@@ -1,10 +1,10 @@
 """Decoding through a network of Llama's kind, straight through its weights, prompts kept once for all of their answers.
 
-transformers' modules run some fifty operations a layer and step, each on a few numbers, and read a copy of its prompt
-for each answer. Here q, k and v are one matrix product, so are gate and up, and what is added to the residual is added
-by the product itself; attention to the prompts is one matrix product for each group. Weights are joined once a batch of
-answers, with those of LoRA merged in, hence for float32 weights only: in bfloat16, merging would round what is sampled
-from away from what is scored.
+transformers' modules run many operations a layer and step, each on a few numbers, and read a copy of its prompt for
+each answer; hooks on them see no step of this. Here q, k and v are one matrix product, so are gate and up, and what is
+added to the residual is added by the product itself; attention to the prompts is one matrix product for each group.
+Weights are joined once a batch of answers, with those of LoRA merged in, hence for float32 weights only: in bfloat16,
+merging would round what is sampled from away from what is scored.
 """
 
 from dataclasses import dataclass
