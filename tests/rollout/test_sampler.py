@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from elocute.errors import InputError
+from elocute.models import lean, one_stream
 from elocute.models.batch import make_batch
 from elocute.rollout import Sampling, sample_groups
 from elocute.rollout.sampler import draw
@@ -43,8 +44,12 @@ def test_defect_09_an_answer_does_not_depend_on_its_batch(tiny_lm):
         assert torch.allclose(a.logprob, b.logprob, atol=1e-5)
 
 
-def test_defect_01_a_prompt_is_run_once_for_its_group_and_every_token_once(speaking_lm):
+@pytest.mark.parametrize("decoder", [one_stream, lean], ids=["modules", "lean"])
+def test_defect_01_a_prompt_is_run_once_for_its_group_and_every_token_once(speaking_lm, monkeypatch, decoder):
     fed = []
+    monkeypatch.setattr(lean, "fits", lambda trunk: decoder is lean)
+    states = lean.Decoder._states
+    monkeypatch.setattr(lean.Decoder, "_states", lambda self, ids: fed.append((len(ids), 1)) or states(self, ids))
     hook = speaking_lm.trunk().register_forward_pre_hook(
         lambda _module, _args, given: fed.append(tuple(given["input_ids"].shape)), with_kwargs=True
     )

@@ -345,13 +345,13 @@ def test_rows_by_length_are_the_same_rows_and_a_prompts_stay_together(tiny_lm):
     draw = torch.Generator().manual_seed(3)
     answers = make_answers(tiny_lm.layout, draw)
     short, long, single = (torch.tensor([number]) for number in (40, 41, 42))
-    rows = Rows.of([long, long, short, short, short, single], [answers[row] for row in (0, 2, 4, 3, 1, 5)])
+    rows = Rows.of([long, long, short, short, short, single], [answers[row] for row in (2, 0, 4, 3, 1, 5)])
     rows.advantage = torch.arange(6.0)
     rows.sampler_logp = torch.arange(6.0)[:, None].expand(rows.padded.ids.shape)
     rows.leave_out(torch.tensor([True, True, True, False, True, True]))
     sorted_rows = rows.by_length()
     assert sorted_rows.prompts == [short, short, short, single, long, long]
-    order = [2, 3, 4, 5, 0, 1]
+    order = [2, 3, 4, 5, 1, 0]
     assert sorted_rows.answers == [rows.answers[row] for row in order]
     assert sorted_rows.advantage.tolist() == sorted_rows.sampler_logp[:, 0].tolist() == order
     assert sorted_rows.padded.ids.equal(rows.padded.ids[order])

@@ -65,14 +65,18 @@ class Decoder:
         self.lm, self.heads = lm, [lm.head()]
         self.rows = range(len(prompts) * group_size)
         inputs = lm.prompt_inputs(prompts, lm.head().weight.device)
-        mask = inputs["attention_mask"]
-        places = positions(mask)
+        self.mask = inputs["attention_mask"]
+        places = positions(self.mask)
         self.prompt, self.cache = lm.hidden(**inputs, position_ids=places, use_cache=True)
-        self.cache.batch_repeat_interleave(group_size)
-        give_room(self.cache)
-        self.mask = mask.repeat_interleave(group_size, 0)
         self.position = places[:, -1].repeat_interleave(group_size)
         self.hidden = [self.prompt[:, -1].repeat_interleave(group_size, 0)]
+        self._share(group_size)
+
+    def _share(self, group_size: int) -> None:
+        """Give every answer what was read of its prompt: mask and cache are the prompts', become the answers'."""
+        self.cache.batch_repeat_interleave(group_size)
+        give_room(self.cache)
+        self.mask = self.mask.repeat_interleave(group_size, 0)
 
     def step(self, ids: torch.Tensor) -> None:
         """Take the rows' next cells, int64 [rows, 1]."""

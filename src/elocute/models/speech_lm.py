@@ -17,7 +17,7 @@ from elocute.data.rows import without_marks
 from elocute.data.shards import INDEX, SINGLE, Shards
 from elocute.data.types import Answer, AudioRef, Example, Utterance
 from elocute.errors import InputError, naming
-from elocute.models import one_stream
+from elocute.models import lean, one_stream
 from elocute.models.batch import Batch, States
 from elocute.models.layout import Layout, Tokens
 from elocute.speech import Codec, decode_all
@@ -242,7 +242,8 @@ class SpeechLM:
     def decoders(self, prompts: Sequence, group_size: int, cursors: Sequence) -> Iterator[one_stream.Decoder]:
         """What grows `group_size` answers to each prompt, a stage after the other; the next one is asked for when the
         last has done its part. cursors: the answers', prompt by prompt."""
-        yield one_stream.Decoder(self, prompts, group_size)
+        lean_does = self.compute is None and lean.fits(self.trunk())
+        yield (lean if lean_does else one_stream).Decoder(self, prompts, group_size)
 
     def lora_modules(self, targets: Sequence[str]) -> list[str]:
         """Where LoRA goes, as peft takes it: modules whose names end so."""

@@ -252,7 +252,7 @@ class Optim(Section):
     updates_per_rollout: Positive = 1
     """Optimiser steps on the same rollouts or pairs; above 1, `hybrid` needs `policy_gradient.clip`."""
     micro_batch: Positive = 16
-    """Rows of one forward pass; the result does not depend on it."""
+    """Rows of one forward pass at most; the result does not depend on it."""
 
 
 class Checkpoint(Section):

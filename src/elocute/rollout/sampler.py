@@ -188,7 +188,7 @@ def draw(logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampling):
     sampled [B] and entropies before top-k/top-p [B], both float32.
     """
     logp, entropy = distribution(logits, sampling)
-    cumulative = logp.exp().double().cumsum(-1)
+    cumulative = logp.exp().cumsum(-1, dtype=torch.float64)
     tokens = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)[:, 0]
     tokens = tokens.clamp(max=logits.shape[-1] - 1)
     return tokens, logp.gather(1, tokens[:, None])[:, 0], entropy
@@ -196,7 +196,8 @@ def draw(logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampling):
 
 def distribution(logits: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
     """What is sampled from: log-probs [B, V], and the entropies before top-k/top-p [B], both float32. logits [B, V]."""
-    logp = torch.log_softmax(logits.float() / sampling.temperature, -1)
+    logits = logits.float() if sampling.temperature == 1 else logits.float() / sampling.temperature
+    logp = torch.log_softmax(logits, -1)
     entropy = -(logp.exp() * logp.clamp(min=-1e4)).sum(-1)
     if sampling.top_k or sampling.top_p < 1:
         logp = torch.log_softmax(_truncate(logp, sampling), -1)

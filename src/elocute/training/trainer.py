@@ -227,7 +227,7 @@ class Trainer:
 
     def _mix(self, experience: Experience | None, examples: list[Example]) -> Callable[[], dict]:
         """What accumulates the gradient of SFT, policy gradient and KL, mixed by λ, and says what to log."""
-        targets = self.target_rows(examples) if self.targets else None
+        targets = self.target_rows(examples).by_length() if self.targets else None
         rollouts, raw = None, None
         if experience is not None:
             rollouts = self.rollout_rows(experience).by_length()

@@ -4,6 +4,7 @@ Each component is Σ coefficient · weight · loss over all selected tokens of a
 component's own global normaliser, so micro-batches, padding and ranks do not change the result.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,7 @@ from elocute.models.layout import Tokens
 from elocute.objectives.policy_gradient import policy_gradient, truncated_importance
 from elocute.objectives.tokens import modality_weights, scope_mask, token_coefficients
 from elocute.recipe.schema import Recipe
+from elocute.training.passes import CELLS, cut
 from elocute.training.policy import Reference, kl_per_token
 from elocute.training.share import synchronise
 
@@ -41,14 +43,20 @@ class Rows:
         return cls(list(prompts), list(answers), pad_tokens(answers), len(answers))
 
     def by_length(self) -> "Rows":
-        """The same rows, prompts with long answers last, so that a micro-batch holds little padding.
+        """The same rows, prompts with long answers last, a prompt's long answers last: so a pass holds little padding.
 
-        A prompt's answers, which stand beside each other, stay so: it is run once for those of a micro-batch.
+        A prompt's answers, which stand beside each other, stay so: it is run once for those of a pass.
         """
         longest: dict[int, int] = {}
         for prompt, answer in zip(self.prompts, self.answers, strict=True):
             longest[id(prompt)] = max(len(answer), longest.get(id(prompt), 0))
-        order = sorted(range(len(self.prompts)), key=lambda row: longest[id(self.prompts[row])])
+        first = {id(prompt): row for row, prompt in reversed(list(enumerate(self.prompts)))}
+
+        def place(row: int) -> tuple[int, int, int]:
+            prompt = id(self.prompts[row])
+            return longest[prompt], first[prompt], len(self.answers[row])
+
+        order = sorted(range(len(self.prompts)), key=place)
         tensors = {name: value[order] for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
         padded = Tokens(self.padded.ids[order], self.padded.text[order], self.padded.action[order])
         prompts, answers = ([values[row] for row in order] for values in (self.prompts, self.answers))
@@ -192,8 +200,10 @@ class Update:
         return loss
 
     def _pieces(self, rows: Rows) -> list[slice]:
-        size = self.recipe.optim.micro_batch
-        return [slice(start, start + size) for start in range(0, len(rows.prompts), size)]
+        cells = CELLS if self.device.type == "cpu" else math.inf
+        share = not self.recipe.gradient_checkpointing
+        lengths = [len(answer) for answer in rows.answers]
+        return cut(rows.prompts, lengths, rows=self.recipe.optim.micro_batch, cells=cells, share_prompts=share)
 
     def _jobs(self, rows, coefficients, loss_of):
         return [(loss_of, rows, coefficients, piece) for piece in self._pieces(rows)]

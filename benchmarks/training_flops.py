@@ -1,0 +1,138 @@
+"""Training's forward and backward pass: how much of the machine's matrix products it reaches, and how much is padding.
+
+    python -m benchmarks.training_flops                          # the starter's network
+    python -m benchmarks.training_flops --shape 0.5b --layers 4  # a random network of that width; with a GPU also 7b
+
+The answers are those that the starter's TTS model gives to its own prompts, G each, of differing lengths; they are put
+into passes as an update does it, and the log-probs of all their tokens are backpropagated. `of matmul peak`: the FLOPs
+of the tokens, each prompt run once and nothing padded, a second, of those of the fastest matrix product measured in the
+same run, before and after. Padding is all that was worked on beside these tokens, prompts run again included, of all
+that was worked on; `in order` is what it would be with the answers as they were sampled and every pass full. Writes
+benchmarks/results/training_flops*.json and the table in docs/performance.md.
+"""
+
+import argparse
+import math
+from pathlib import Path
+from statistics import mean, median
+
+import torch
+
+from benchmarks import plain
+from benchmarks.plain import Work
+from elocute.models.batch import make_batch
+from elocute.rollout import Sampling, sample_groups
+from elocute.training.passes import CELLS, cut
+from elocute.training.policy import Policy
+from elocute.training.update import Rows
+
+
+def answers(work: Work) -> Rows:
+    """The starter's, prompt by prompt, in the order they were sampled."""
+    lm = plain.speech_lm("starter", ends=True)
+    encode = plain.tokenizer()
+    prompts = [torch.tensor(encode(text)["input_ids"]) for text in plain.prompts(work.prompts)]
+    lm.model.to(plain.device())
+    seeds = [[row * work.group + i for i in range(work.group)] for row in range(work.prompts)]
+    rollouts = [r for group in sample_groups(lm, prompts, seeds, Sampling(work.new)) for r in group]
+    return Rows.of([r.prompt for r in rollouts], [r.tokens for r in rollouts])
+
+
+def padding(rows: Rows, pieces: list[slice]) -> float:
+    """The share of what is worked on that is none of the tokens."""
+    prompts = {id(prompt): len(prompt) for prompt in rows.prompts}
+    real = sum(map(len, rows.answers)) + sum(prompts.values())
+    worked = 0
+    for piece in pieces:
+        asked = {id(prompt): len(prompt) for prompt in rows.prompts[piece]}
+        lengths = [len(answer) for answer in rows.answers[piece]]
+        worked += len(lengths) * max(lengths) + len(asked) * max(asked.values())
+    return 1 - real / worked
+
+
+def batch_flops(config, rows: Rows) -> float:
+    """Of a forward and a backward pass of a network whose every weight is trained."""
+    prompts = {id(prompt): len(prompt) for prompt in rows.prompts}
+    layers = sum(plain.forward_flops(config, length, length / 2) for length in prompts.values())
+    for prompt, answer in zip(rows.prompts, rows.answers, strict=True):
+        layers += plain.forward_flops(config, len(answer), len(prompt) + len(answer) / 2)
+    return 3 * (layers + plain.head_flops(config, sum(map(len, rows.answers))))
+
+
+def measure(work: Work) -> dict:
+    torch.set_num_threads(work.threads)
+    cuda = plain.device() == "cuda"
+    sampled = answers(work)
+    rows = sampled.by_length()
+    lengths = [len(answer) for answer in rows.answers]
+    pieces = cut(rows.prompts, lengths, rows=work.micro, cells=math.inf if cuda else CELLS)
+    dtype = torch.bfloat16 if cuda else torch.float32
+    peak = plain.matmul_peak(dtype)
+    trained = torch.bfloat16 if work.shape == "7b" else torch.float32  # in float32 it and its gradient do not fit
+    lm = plain.speech_lm(work.shape, layers=work.layers, dtype=trained)
+    lm.compute = dtype if cuda else None
+    policy = Policy(lm).to(plain.device())
+    selected = torch.ones_like(rows.padded.action)
+
+    def step() -> None:
+        policy.zero_grad()
+        for piece in pieces:
+            batch = make_batch(rows.prompts[piece], rows.answers[piece], selected[piece], plain.device())
+            policy(batch)[0].sum().backward()
+
+    step()
+    plain.start_peak()
+    seconds = [second for _ in range(work.steps) for second in plain.timed(step, 0, 1)]
+    peak = max(peak, plain.matmul_peak(dtype))
+    flops = batch_flops(lm.model.config, rows)
+    every = [slice(start, start + work.micro) for start in range(0, len(lengths), work.micro)]
+    return {
+        "answer_tokens": {"mean": mean(lengths), "shortest": min(lengths), "longest": max(lengths)},
+        "passes": len(pieces),
+        "padding": padding(rows, pieces),
+        "padding_in_order": padding(sampled, every),
+        "seconds": median(seconds),
+        "lowest": min(seconds),
+        "highest": max(seconds),
+        "n": len(seconds),
+        "tokens_s": sum(lengths) / median(seconds),
+        "matmul_gflops": peak / 1e9,
+        "of_matmul_peak": flops / median(seconds) / peak,
+        "peak_mib": plain.peak_mib(),
+    }
+
+
+def markdown(result: dict) -> str:
+    work, found = result["work"], result["found"]
+    lengths = found["answer_tokens"]
+    network = work["shape"] + (f", {work['layers']} layers" if work["layers"] else "")
+    spread = f"{found['lowest']:.2f} – {found['highest']:.2f}"
+    lines = [
+        f"`{result['command']}`, {result['date']}, on {result['machine']}; {work['prompts']} prompts × {work['group']} "
+        f"answers of {lengths['shortest']} – {lengths['longest']} tokens, {lengths['mean']:.0f} in the mean:",
+        "",
+        "| network | passes | padding (in order) | s (lowest – highest) | tokens/s | matmul GFLOP/s | of it | MiB |",
+        "|---|---|---|---|---|---|---|---|",
+        f"| {network} | {found['passes']} | {100 * found['padding']:.1f} % ({100 * found['padding_in_order']:.1f} %) "
+        f"| {found['seconds']:.2f} ({spread}) | {found['tokens_s']:.0f} | {found['matmul_gflops']:.0f} "
+        f"| {100 * found['of_matmul_peak']:.0f} % | {found['peak_mib']:.0f} |",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=plain.SHAPES, default="starter")
+    parser.add_argument("--layers", type=int, help="of a random network; default its shape's")
+    sizes = {"prompts": 8, "group": 8, "new": 384, "micro": 32, "steps": 5, "threads": 2}
+    for name, default in sizes.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--output", type=Path, help="the JSON to write; the page's table is then left alone")
+    args = parser.parse_args()
+    work = Work(**{name: getattr(args, name) for name in Work.__annotations__})
+    result = plain.described("benchmarks.training_flops", work) | {"found": measure(work)}
+    plain.publish(result, markdown(result), args.output)
+
+
+if __name__ == "__main__":
+    main()
