@@ -68,6 +68,7 @@ def test_lora_of_7_billion(qwen):
     moment, found = parts(qwen, GPU, *lora, *long)
     assert moment == "rollout"  # 8 prompts · 64 answers · 1024 steps · 57 344 bytes
     assert found["keys and values"] == pytest.approx(8 * 64 * 1024 * 28 * 2 * 512 * 2 / GIB) == pytest.approx(28.0)
+    assert parts(qwen, GPU, *lora, *long, "rollout.vllm.url=http://127.0.0.1:8000")[0] != "rollout"
     moment, found = parts(qwen, GPU, *lora, "optim.micro_batch=1", "rollout.max_new_tokens=8")
     assert moment == "saving"
     assert found["merged weights"] == pytest.approx(14.19, abs=0.01)

@@ -80,7 +80,7 @@ def reckon(recipe: Recipe, sizes: Sizes, lengths: Lengths, machine: Machine) -> 
         "update": running | {"gradients": added} | _update(recipe, sizes, lengths, machine),
         "evaluation": running | _sampling(recipe, sizes, lengths, min(recipe.evaluation.batch, lengths.evaluated)),
     }
-    if recipe.objective.samples:
+    if recipe.objective.samples and recipe.rollout.vllm is None:  # a server's memory is its own
         rows = _prompts(recipe, machine) * _group(recipe)
         moments["rollout"] = running | _sampling(recipe, sizes, lengths, rows)
     if recipe.lora:
