@@ -120,6 +120,13 @@ def test_a_servers_answers_are_the_models_own(server, folder, lm, sampling):
     assert all(one.tokens.ids.equal(two.tokens.ids) for one, two in zip(rollouts, again, strict=True))
 
 
+@pytest.mark.parametrize("temperature", [[0.8], None])
+def test_a_temperature_may_be_the_heads_or_the_models_own(server, folder, lm, temperature):
+    lm.temperature = 0.7
+    groups = sampler_of(server, folder)(lm, PROMPTS[:1], [[1]], Sampling(4, temperature))
+    assert server.asked[0]["sampling_params"]["temperature"] == (0.8 if temperature else 0.7) and len(groups) == 1
+
+
 def nudged(lm):
     with torch.no_grad():
         torch.manual_seed(5)

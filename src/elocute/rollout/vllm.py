@@ -86,7 +86,8 @@ class VllmSampler:
 
         RunError when the server is gone for too long, or its weights are not the model's.
         """
-        most = sampling.max_new_tokens
+        [temperature] = lm.temperatures(sampling.temperature)
+        sampling, most = replace(sampling, temperature=temperature), sampling.max_new_tokens
         check_room(lm, {f"prompt {i}": len(prompt) for i, prompt in enumerate(prompts, 1)}, most)
         if (longest := max(map(len, prompts))) + most > self.room:
             raise InputError(f"{self.spec.url}: expected --max-model-len {longest + most} or more, it is {self.room}")
