@@ -62,6 +62,8 @@ def test_what_is_not_supported_of_fsdp_is_one_clear_line(name, value, monkeypatc
     }.items():
         monkeypatch.setenv(key, said)
     check_launch()
+    with pytest.raises(InputError, match="^rollout.vllm: expected none with FSDP2$"):
+        check_launch(served=True)
     monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=f"^{name.lower()}: expected .*, as in launch/fsdp2.yaml, got '{value}'$"):
         check_launch()

@@ -30,12 +30,14 @@ _FSDP = {
 """What `accelerate launch` hands on of a config's fsdp_…, and what is supported of it."""
 
 
-def check_launch() -> None:
-    """InputError where the launcher asks for a way of sharing that is not this one."""
+def check_launch(*, served: bool = False) -> None:
+    """InputError where the launcher asks for a way of sharing that is not this one. served: vLLM samples."""
     if _asked("ACCELERATE_USE_DEEPSPEED"):
         raise InputError("distributed_type: DeepSpeed is not supported; launch/fsdp2.yaml shares as ZeRO-2 does")
     if not _asked("ACCELERATE_USE_FSDP"):
         return
+    if served:  # it is given the network's weights as a file, and what is divided writes parts
+        raise InputError("rollout.vllm: expected none with FSDP2")
     for name, known in _FSDP.items():
         said = os.environ.get(name, "")
         if said not in known:

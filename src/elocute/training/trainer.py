@@ -59,7 +59,7 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, *, resume: bool = False, progress: Stages = lambda *_: None):
         # 1. the folder and the rows, before anything heavy
-        check_launch()
+        check_launch(served=recipe.rollout.vllm is not None)
         self.recipe, self.folder = recipe, RunFolder(recipe.run_dir)
         self.accelerator = make_accelerator(
             cpu=not torch.cuda.is_available(),
