@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from elocute.recipe import load_recipe
-from elocute.training.experience import collect, step_examples
+from elocute.training.experience import step_examples
 from elocute.training.trainer import Trainer
 from elocute.training.update import Update
 
@@ -35,10 +35,7 @@ def measure(folder: Path, batches: int = BATCHES) -> dict:
     gradients = {name: [] for name in COMPONENTS}
     for step in range(batches):
         examples = [trainer.examples[index] for index in step_examples(trainer.examples, trainer.recipe, step)]
-        experience = collect(
-            trainer.lm, trainer.audio, examples, trainer.mixer, trainer.recipe, step, trainer.accelerator
-        )
-        rollouts, targets = trainer.rollout_rows(experience), trainer.target_rows(examples)
+        rollouts, targets = trainer.rollout_rows(trainer.collector(step)), trainer.target_rows(examples)
         for name, (share, update) in updates.items():
             update(rollouts, targets, share)
             gradients[name].append(_take_gradient(trainer.policy))

@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import time
 
 import numpy as np
 import pytest
@@ -101,22 +102,29 @@ def test_unusable_audio_leaves_no_entry(sound, tmp_path):
     assert not entries(tmp_path)[2:] and audio.counts.encoded == 0
 
 
+class SlowCodec(CountingCodec):
+    def encode(self, waveform, rate):
+        time.sleep(0.02)  # so that processes meet at a file
+        return super().encode(waveform, rate)
+
+
 def _use(folder, paths, results):
-    audio = EncodedAudio(CountingCodec(), folder)
-    results.put([audio.units(AudioRef(path)).tolist() for path in paths])
+    audio = EncodedAudio(codec := SlowCodec(), folder)
+    results.put(([audio.units(AudioRef(path)).tolist() for path in paths], codec.calls))
 
 
-def test_processes_may_share_the_folder(sound, tmp_path):
+def test_processes_may_share_the_folder_and_the_work(sound, tmp_path):
     paths = [sound(f"{i}.wav", tone(peak=0.1 + 0.02 * i)) for i in range(20)]
     spawn = multiprocessing.get_context("fork")
     results = spawn.Queue()
     workers = [spawn.Process(target=_use, args=(tmp_path / "cache", paths, results)) for _ in range(4)]
     for worker in workers:
         worker.start()
-    answers = [results.get(timeout=60) for _ in workers]
+    answers, calls = zip(*(results.get(timeout=60) for _ in workers), strict=True)
     for worker in workers:
         worker.join()
-    assert answers == [[CountingCodec().encode(*load_audio(path)).tolist() for path in paths]] * 4
+    assert sum(calls) == 20
+    assert list(answers) == [[CountingCodec().encode(*load_audio(path)).tolist() for path in paths]] * 4
     assert len(entries(tmp_path / "cache")) == 20
 
 

@@ -71,3 +71,19 @@ def test_bf16_is_computed_in_float32():
 def test_importance_is_truncated():
     weights = truncated_importance(torch.tensor([0.0, -1.0, -3.0]), torch.tensor([-3.0, -1.0, -1.0]), cap=2.0)
     torch.testing.assert_close(weights, torch.tensor([2.0, 1.0, math.exp(-2)]))
+
+
+@pytest.mark.parametrize("cap", [math.inf, 1.2])
+def test_answers_of_an_older_policy_are_weighed_to_the_gradient_of_the_new_one(cap):
+    """Over all tokens, each as often as the older policy says it: uncapped it is ∇E_π[A], capped min(π, cap·π_old)."""
+    draw = torch.Generator().manual_seed(0)
+    logits, older, advantage = (torch.randn(9, generator=draw, dtype=torch.float64) for _ in range(3))
+    logits.requires_grad_()
+    logp, sampler = torch.log_softmax(logits, -1), torch.log_softmax(older, -1)
+    loss, _ = policy_gradient(logp, logp, advantage, importance=truncated_importance(logp, sampler, cap))
+    (ours,) = torch.autograd.grad((sampler.exp() * loss).sum(), logits, retain_graph=True)
+    seen = torch.minimum(logp.exp(), cap * sampler.exp()).detach()
+    (theirs,) = torch.autograd.grad(-(seen * logp * advantage).sum(), logits, retain_graph=True)
+    torch.testing.assert_close(ours, theirs)
+    (true,) = torch.autograd.grad(-(logp.exp() * advantage).sum(), logits)
+    assert torch.allclose(ours, true) == math.isinf(cap)

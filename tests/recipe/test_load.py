@@ -149,6 +149,7 @@ def test_an_override_that_leads_nowhere(override, said):
         ("data.dev=starter/data/train.jsonl", "data.dev: preferences are measured with objective.kind: dpo only"),
         ("data.dev=missing.jsonl", "data.dev: "),
         ("optim.updates_per_rollout=2", "objective.policy_gradient.clip: expected with optim.updates_per_rollout"),
+        ("rollout.off_policy_steps=2", "rollout.off_policy_steps: input should be less than or equal to 1"),
         ("data.train=missing.jsonl", "data.train: no such file: missing.jsonl"),
         ("data.eval=missing.jsonl", "data.eval: no such file: missing.jsonl"),
         ("model=missing", "model: no such folder: missing"),
@@ -157,6 +158,13 @@ def test_an_override_that_leads_nowhere(override, said):
 def test_a_mistake_is_one_line_that_starts_with_its_key(override, said):
     message = problem(override)
     assert message.startswith(said) and "\n" not in message
+
+
+@pytest.mark.parametrize("objective", ["{mixing: {kind: fixed, value: 0}}", "{kind: dpo, mode: online}"])
+def test_nothing_is_sampled_ahead_of_rewards_that_are_not_asked(objective):
+    said = problem(f"objective={objective}", "rollout.off_policy_steps=1")
+    assert said == "rollout.off_policy_steps: expected 0, no reward is waited for with this objective"
+    load("objective={kind: dpo, mode: best_worst}", "rollout.off_policy_steps=1")
 
 
 def test_all_mistakes_are_said_at_once():

@@ -62,6 +62,11 @@ class Server:
         handler.wfile.write(data)
 
 
+class _Listener(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # of the default, 5, a burst of requests would lose some for seconds
+
+
 @contextmanager
 def serving(behave: Callable):
     server = Server(behave)
@@ -73,8 +78,7 @@ def serving(behave: Callable):
         def log_message(self, *args):
             pass
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http.daemon_threads = True
+    http = _Listener(("127.0.0.1", 0), Handler)
     server.url = f"http://127.0.0.1:{http.server_port}/v1"
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

@@ -13,7 +13,9 @@ from chat_server import serving, verdict
 
 from elocute.data.types import AudioRef, Message
 from elocute.errors import InputError, RunError
+from elocute.recipe.rewards import JudgeSpec
 from elocute.rewards import chat
+from elocute.rewards.build import build_reward
 from elocute.rewards.chat import ChatEndpoint, Credentials
 from elocute.rewards.combine import RewardMixer, Weighted
 from elocute.rewards.judge import JudgeReward, parse_verdict
@@ -129,6 +131,24 @@ def test_defect_03_judgements_are_not_serial():
     with serving(behave) as server:
         judge(server.url, concurrency=6)([answer(str(i)) for i in range(12)])
     assert server.most == 6
+
+
+def test_32_answers_are_asked_for_at_once_unless_the_recipe_says_otherwise(monkeypatch):
+    """Nobody is answered before all have asked; where they cannot, the deadline makes them Unavailable."""
+
+    def behave(server, handler, body, n):
+        while server.most < 32:
+            time.sleep(0.01)
+        server.say(handler, verdict(3))
+
+    for name in ("WAVALIGN_REWARD_API_KEY", "WAVALIGN_REWARD_API_BASE"):
+        monkeypatch.delenv(name, raising=False)
+    with serving(behave) as server:
+        for name, value in {"API_KEY": "key", "BASE_URL": server.url, "MODEL": "m"}.items():
+            monkeypatch.setenv(f"OPENAI_{name}", value)
+        reward = build_reward(JudgeSpec(kind="judge", rubric="semantic", deadline=60, attempts=1))
+        outcomes = reward([answer(str(i)) for i in range(32)])
+    assert all(isinstance(outcome, Scored) for outcome in outcomes)
 
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 24_000, 44_100])

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoFeatureExtractor, MimiConfig, MimiModel
 
 from elocute.errors import InputError
-from elocute.speech import load_codec
+from elocute.speech import load_codec, mimi
 from elocute.speech.mimi import MimiCodec
 from elocute.speech.units import BrokenUnits
 from tests.contracts import csm, moshi
@@ -74,6 +74,21 @@ def test_any_rate_is_resampled(codec, sound):
 def test_what_is_no_code_is_broken(codec):
     with pytest.raises(BrokenUnits, match="codes: expected 0 … 15, got 0 … 16"):
         codec.decode([[0, 1, 2, 3, 4, 16]])
+
+
+def test_many_answers_at_a_time_sound_as_each_alone(folder, monkeypatch):
+    """Of any lengths, also none, and beside what is no code; in float64, where nothing hides behind rounding."""
+    codec = MimiCodec.load(folder)
+    codec.model.double()
+    draw = np.random.default_rng(1)
+    answers = [draw.integers(0, 16, (length, 6)) for length in (7, 1, 0, 30, 7, 12, 2)] + [[[0, 1, 2, 3, 4, 16]]]
+    monkeypatch.setattr(mimi, "_AT_A_TIME", 3)
+    together = codec.decode_batch(answers)
+    assert isinstance(together.pop(), BrokenUnits)
+    for ours, answer in zip(together, answers, strict=False):
+        assert ours.shape == (1920 * len(answer),)
+        np.testing.assert_allclose(ours, codec.decode(answer), rtol=0, atol=1e-9)
+    assert 0.01 < max(np.abs(ours).mean() for ours in together if len(ours)) < 1
 
 
 def test_saved_it_is_a_folder_of_its_own(codec, sound, tmp_path):

@@ -150,3 +150,12 @@ def test_defect_10_earlier_assistant_turns_are_context_and_never_targets(folder,
     for _role, content in messages:
         assert set(lm.tokenizer.encode(content)) <= set(context)
     assert torch.equal(batch.answer_ids[0], target.ids)
+
+
+def test_each_answer_is_decoded_once_for_all_rewards(folder, tmp_path, monkeypatch):
+    decoded = []
+    decode = StarterCodec.decode
+    monkeypatch.setattr(StarterCodec, "decode", lambda codec, units: decoded.append(units) or decode(codec, units))
+    one = f"{{kind: function, function: '{folder / 'reward.py'}:constant', low: -1, high: 1, name: %s}}"
+    Trainer(make_recipe(folder, tmp_path / "run", f"rewards=[{one % 'a'}, {one % 'b'}]", "steps=2")).train()
+    assert len(decoded) == 2 * 4 * 6

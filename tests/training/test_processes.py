@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,6 +132,18 @@ def test_two_processes_are_one_with_lora(folder):
     for n in (1, 2):
         train(folder, f"lora-{n}", *lora, processes=n)
     assert_one(folder, "lora-1", "lora-2")
+
+
+def test_two_processes_are_one_a_step_ahead_and_one_goes_on_where_two_stopped(folder):
+    ahead = ["rollout.off_policy_steps=1", "checkpoint.every=1", "optim.lr=0.002", "data.eval=null", "report=false"]
+    for n in (1, 2):
+        train(folder, f"ahead-{n}", *ahead, processes=n)
+    assert_one(folder, "ahead-1", "ahead-2")
+    for made in ("checkpoints/step-3", "model"):
+        shutil.rmtree(folder / "ahead-2" / made)
+    assert (folder / "ahead-2/checkpoints/step-2/rollouts.safetensors").exists()
+    train(folder, "ahead-2", *ahead, "--resume", processes=1)
+    assert_one(folder, "ahead-1", "ahead-2")
 
 
 PREFER = ["optim.lr=0.001", "data.eval=null", "report=false"]

@@ -205,12 +205,14 @@ def twin_metrics(setting: Setting) -> dict[str, float]:
     with torch.no_grad():
         policy = token_rows(setting.policy.network, rows.prompts, rows.answers, setting.recipe.rollout.temperature)
     gaps = [
-        abs(float(policy[row][t, answer.ids[t]] - rows.sampler_logp[row, t]))
+        float(policy[row][t, answer.ids[t]] - rows.sampler_logp[row, t])
         for row, answer in judged(rows.answers)
         for t in chosen(answer, spec.scope)
         if (spec.text_weight if answer.text[t] else spec.speech_weight) > 0
     ]
-    counts = {"pg/tokens": len(gaps), "sampler/mismatch": sum(gaps)}
+    counts = {"pg/tokens": len(gaps), "sampler/mismatch": sum(map(abs, gaps))}
+    counts["sampler/ratio"] = sum(map(math.exp, gaps))
+    counts["sampler/truncated"] = sum(math.exp(gap) > setting.recipe.rollout.importance_cap for gap in gaps)
     kl = [m for m in ("text", "speech") if getattr(setting.recipe.objective.kl, m)]
     return counts | {f"kl/{m}_tokens": sum(len(chosen(a, m)) for _, a in judged(rows.answers)) for m in kl}
 
@@ -285,6 +287,25 @@ def test_later_updates_on_the_same_rollouts_are_the_twins(model_folder, clip, te
     parts, gradients = twin(setting)
     assert 0 < totals["pg/clipped"] < totals["pg/tokens"]
     assert {name: totals[name] for name in parts} == pytest.approx(parts, rel=1e-5, abs=1e-7)
+    assert_same_gradients(setting.gradients(), gradients, 2e-5)
+
+
+@pytest.mark.parametrize("overrides", [[], ["rollout.importance_cap=1.05"], [f"{PG}.clip=0.01"]], ids=" ".join)
+def test_answers_that_an_older_policy_sampled_are_the_twins(model_folder, overrides):
+    """π/π_older weighs the advantage, capped; the clip, around the policy before the first update, is idle."""
+    setting = Setting(make_recipe(model_folder, f"{PG}.scope=all", *overrides))
+    rows = setting.rollouts
+    with torch.no_grad():
+        older = token_rows(setting.policy.network, rows.prompts, rows.answers, 1.0)
+    for row, answer in enumerate(rows.answers):
+        rows.sampler_logp[row, : len(answer)] = older[row].gather(1, answer.ids[:, None])[:, 0].float()
+    setting.perturb(0.01)
+    totals = setting.update(rows, setting.targets, LAMBDA).values
+    parts, gradients = twin(setting)
+    parts |= twin_metrics(setting)
+    assert {name: totals[name] for name in parts} == pytest.approx(parts, rel=1e-5, abs=1e-7)
+    assert totals["sampler/mismatch"] > 0 == totals["pg/clipped"]
+    assert (totals["sampler/truncated"] > 0) == ("rollout.importance_cap=1.05" in overrides)
     assert_same_gradients(setting.gradients(), gradients, 2e-5)
 
 

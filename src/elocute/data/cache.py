@@ -3,7 +3,8 @@
 The first n seconds of a file are another piece of audio than the whole of it.
 
 A cache entry is a store of one sequence whose key is the sha256 of the sequence itself, so that a damaged entry is
-noticed and made again. Entries appear whole (see files.py): any number of processes may share the folder.
+noticed and made again. Entries appear whole (see files.py): any number of processes may share the folder, and a file
+that several of them need at once is encoded by one.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ import numpy as np
 
 from elocute.data.audio import load_audio
 from elocute.data.digest import digest_file
+from elocute.data.files import one_at_a_time
 from elocute.data.types import AudioRef
 from elocute.data.units import UnitStore, write_units
 from elocute.errors import InputError
@@ -103,9 +105,15 @@ class EncodedAudio:
         name = hashlib.sha256(f"{digest_file(path)} {self.codec.digest}{part}".encode()).hexdigest()
         entry = self.folder / name[:2] / f"{name}.safetensors"
         units = _read_entry(entry, self.codec.digest)
-        if units is not None:
-            self.counts.hits += 1
-            return units
+        if units is None:
+            with one_at_a_time(entry):
+                units = _read_entry(entry, self.codec.digest)  # another process may have made it meanwhile
+                if units is None:
+                    return self._encoded(path, version, seconds, entry)
+        self.counts.hits += 1
+        return units
+
+    def _encoded(self, path: Path, version: _Version, seconds: float | None, entry: Path) -> np.ndarray:
         units = np.asarray(self.codec.encode(*load_audio(path, seconds=seconds)))
         if not units.size:
             raise InputError(f"{path}: audio is too short to be encoded")

@@ -18,7 +18,7 @@ from transformers import CsmForConditionalGeneration, DynamicCache
 
 from elocute.data.cache import EncodedAudio
 from elocute.data.types import Answer as JudgedAnswer
-from elocute.data.types import AudioRef, Example
+from elocute.data.types import AudioRef, Example, Utterance
 from elocute.errors import InputError
 from elocute.models.csm_prompt import NO_TEXT, CsmTemplate, load_template
 from elocute.models.frames import FrameLM, StackedHead
@@ -142,9 +142,9 @@ class CsmLM(FrameLM):
 
     # tokens out
 
-    def answer(self, example: Example, ids) -> JudgedAnswer:
-        """A row and what was said to it; its text is the one that should be heard."""
-        return JudgedAnswer(example, replace(self.decode(ids), text=example.messages[-1].content))
+    def _judged(self, example: Example, utterance: Utterance) -> JudgedAnswer:
+        """Its text is the one that should be heard."""
+        return JudgedAnswer(example, replace(utterance, text=example.messages[-1].content))
 
     # the network
 

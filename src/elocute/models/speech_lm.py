@@ -4,7 +4,6 @@ import copy
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from elocute.errors import InputError, naming
 from elocute.models import one_stream
 from elocute.models.batch import Batch, States
 from elocute.models.layout import Layout, Tokens
-from elocute.speech import Codec
+from elocute.speech import Codec, decode_all
 from elocute.speech.units import BrokenUnits
 
 KINDS = ("interleaved", "units", "tts", "kimi_audio", "vita_audio", "minicpm_o", "csm", "moshi", "qwen2_5_omni")
@@ -145,30 +144,42 @@ class SpeechLM:
 
     def answer(self, example: Example, ids) -> Answer:
         """A row and what was said to it, as rewards judge it."""
-        return Answer(example, self.decode(ids))
+        [answer] = self.answers([example], [ids])
+        return answer
+
+    def answers(self, examples: Sequence[Example], answers: Sequence) -> list[Answer]:
+        """The same for many rows and as many answers' ids, decoded together."""
+        return [self._judged(*of) for of in zip(examples, self.decode_all(answers), strict=True)]
+
+    def _judged(self, example: Example, utterance: Utterance) -> Answer:
+        return Answer(example, utterance)
 
     def decode(self, ids) -> Utterance:
         """One answer's ids → what it wrote and the sound of what it said (the codec's true sample rate)."""
-        spoken, text_ids = self.said(ids)
-        return replace(spoken, text=self.written(text_ids))
+        [utterance] = self.decode_all([ids])
+        return utterance
+
+    def decode_all(self, answers: Sequence) -> list[Utterance]:
+        """The same for many answers' ids."""
+        cursors = [self.layout.read(ids) for ids in answers]
+        for cursor in cursors:
+            cursor.close()
+        sounds = decode_all(self.codec, [cursor.units for cursor in cursors])
+        return [self._utterance(cursor, sound) for cursor, sound in zip(cursors, sounds, strict=True)]
 
     def written(self, text_ids: Sequence[int]) -> str:
         """What text an answer's `text_ids` are; a textless model's are none."""
         return self.tokenizer.decode(text_ids).strip() if len(text_ids) else ""
 
-    def said(self, ids) -> tuple[Utterance, list[int]]:
-        """One answer's ids → its sound, with no text yet, and the ids of what it wrote."""
-        cursor = self.layout.read(ids)
-        cursor.close()
-        broken, unit, waveform = cursor.broken, None, np.zeros(0, dtype=np.float32)
-        try:
-            waveform = self.codec.decode(cursor.units)
-        except BrokenUnits as error:
+    def _utterance(self, cursor, sound: np.ndarray | BrokenUnits) -> Utterance:
+        broken, unit = cursor.broken, None
+        if isinstance(sound, BrokenUnits):
             if not broken:
-                broken, unit = str(error), error.unit
-        if not broken and len(waveform) == 0:
+                broken, unit = str(sound), sound.unit
+            sound = np.zeros(0, dtype=np.float32)
+        if not broken and len(sound) == 0:
             broken = "empty audio"
-        return Utterance("", waveform, self.codec.sample_rate, broken, unit), cursor.text_ids
+        return Utterance(self.written(cursor.text_ids), sound, self.codec.sample_rate, broken, unit)
 
     def hidden(self, **inputs):
         """Run the trunk: (hidden states [B, T, D] in the head's type, keys and values)."""

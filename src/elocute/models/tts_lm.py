@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from elocute.data.cache import EncodedAudio
-from elocute.data.types import Answer, AudioRef, Example
+from elocute.data.types import Answer, AudioRef, Example, Utterance
 from elocute.errors import InputError
 from elocute.models.control import control_tokens
 from elocute.models.interleaved import InterleavedLM, load_fitting, load_tokenizer, token_ids
@@ -108,9 +108,9 @@ class TtsLM(InterleavedLM):
         self.check_length(f"{example.where}: {name}_audio", len(self.encode_prompt(example)) + len(answer))
         return answer
 
-    def answer(self, example: Example, ids) -> Answer:
-        """A row and what was said to it; its text is the one that should be heard."""
-        return Answer(example, replace(self.decode(ids), text=text_of(example)))
+    def _judged(self, example: Example, utterance: Utterance) -> Answer:
+        """Its text is the one that should be heard."""
+        return Answer(example, replace(utterance, text=text_of(example)))
 
 
 def load_vocabulary(folder: Path) -> tuple[PromptTemplate, Layout, Codec, dict]:

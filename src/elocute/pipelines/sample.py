@@ -104,7 +104,7 @@ class CandidateSampler:
 
     def _origin(self) -> dict[str, Any]:
         recipe = self.recipe
-        rollout = recipe.rollout.model_dump(mode="json", exclude={"group_size", "importance_cap"})
+        rollout = recipe.rollout.model_dump(mode="json", exclude={"group_size", "importance_cap", "off_policy_steps"})
         return {
             "made_by": "elocute sample",
             "data": digest_file(self.data),

@@ -6,7 +6,8 @@ from pydantic import Field
 
 from elocute.recipe.ears import EarSpec
 from elocute.recipe.rewards import RewardSpec
-from elocute.recipe.schema import RewardMix, Rollout, Section
+from elocute.recipe.schema import RewardMix, Rollout
+from elocute.recipe.section import Section
 
 
 class Judged(Section):

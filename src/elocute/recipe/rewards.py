@@ -151,7 +151,7 @@ class _AskedSpec(Spec):
     """Default: WAVALIGN_REWARD_MODEL or OPENAI_MODEL."""
     temperature: Annotated[float, Field(ge=0)] | None = 0.0
     """None leaves it to the endpoint."""
-    concurrency: Count = 8
+    concurrency: Count = 32
     """Requests in flight."""
     timeout: Seconds = 60.0
     """Seconds for one try."""

@@ -4,20 +4,16 @@ import re
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from elocute.recipe.ears import EarSpec, PocketSphinxSpec
 from elocute.recipe.rewards import LabelListenerSpec, RewardSpec, deciding, same_judge
+from elocute.recipe.rounds import Rounds
+from elocute.recipe.section import Positive, Section, Weight
 from elocute.recipe.temperature import Temperature
 
-Positive = Annotated[int, Field(ge=1)]
-Weight = Annotated[float, Field(ge=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Scope = Literal["all", "text", "speech"]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Data(Section):
@@ -28,7 +24,8 @@ class Data(Section):
     eval: Path | None = None
     """Rows with an `answer` column, or of a TTS model texts to read; evaluated before and after; null: not at all."""
     dev: Path | None = None
-    """Rows with a chosen and a rejected answer, measured at checkpoints: the best becomes `model/` (docs/losses.md)."""
+    """Rows with a chosen and a rejected answer (`objective.kind: dpo`), measured at every checkpoint: the best becomes
+    `model/`, see docs/losses.md."""
     cache: Path | None = None
     """Folder of encoded audio; default $ELOCUTE_CACHE/units, else ~/.cache/elocute/units."""
     prompt_seconds: Annotated[float, Field(gt=0)] | None = None
@@ -50,6 +47,9 @@ class Rollout(Section):
     """Then from the likeliest tokens that hold this share; 1: all."""
     importance_cap: Annotated[float, Field(gt=0, allow_inf_nan=True)] = 2.0
     """Cap of the truncated importance weight that corrects top-k/top-p and stale samplers."""
+    off_policy_steps: Annotated[int, Field(ge=0, le=1)] = 0
+    """1: while the rewards judge a step's answers, the next step's are sampled, by the policy before this step's
+    update, see docs/losses.md; 0: one after the other."""
 
 
 class RewardMix(Section):
@@ -297,33 +297,6 @@ class Evaluation(Section):
     """Of TTS models: who says which labels were heard, each dimension by one; see docs/own-tts-model.md."""
 
 
-class Rounds(Section):
-    """Align-SLM's loop (arXiv 2411.01834): sample, score, pair, DPO, then again from the newest policy, bar raised."""
-
-    count: Positive = 2
-    """Rounds at most; the loop ends early when a round does not raise the accuracy on its held-out pairs."""
-    candidates: Annotated[int, Field(ge=2)] = 5
-    """Continuations a prompt."""
-    rule: Literal["threshold", "rank", "best_worst"] = "threshold"
-    """How pairs are made of them, see docs/preference-data.md."""
-    thresholds: list[tuple[float, float]] = [(3, 1), (4, 2)]
-    """For `threshold`: each round's least score of a chosen and largest score of a rejected answer."""
-    max_auto_bleu: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """An answer that repeats itself more is never the chosen one; by `threshold` it is rejected whatever its score."""
-    pairs_per_prompt: Positive = 1
-    """At most so many pairs a prompt, the widest."""
-    dev_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of the prompts whose pairs are held out; by them each round's best checkpoint is chosen."""
-
-    @model_validator(mode="after")
-    def _enough(self) -> "Rounds":
-        if self.rule == "threshold" and len(self.thresholds) < self.count:
-            raise ValueError(f"thresholds: expected one pair a round, {self.count}, got {len(self.thresholds)}")
-        if any(chosen <= rejected for chosen, rejected in self.thresholds):
-            raise ValueError("thresholds: expected the chosen's above the rejected's: no answer may be both")
-        return self
-
-
 class Recipe(Section):
     """One run."""
 
@@ -366,6 +339,8 @@ class Recipe(Section):
     def _consistent(self) -> "Recipe":
         if self.objective.judges and not self.rewards:
             raise ValueError("rewards: expected at least one, the objective samples answers and must score them")
+        if self.rollout.off_policy_steps and not self.objective.judges:
+            raise ValueError("rollout.off_policy_steps: expected 0, no reward is waited for with this objective")
         if isinstance(self.objective, Hybrid):
             self._consistent_hybrid(self.objective)
         if self.data.eval:

@@ -158,18 +158,26 @@ class _Batch:
         return cells
 
     def _rollout(self, row: int) -> Rollout:
-        cursor = self.cursors[row]
-        truncated = not cursor.done
-        cursor.close()
-        return Rollout(
-            prompt=self.prompts[row // self.group_size],
-            tokens=cursor.tokens(),
-            logprob=torch.tensor(self.logprobs[row]),
-            entropy=torch.tensor(self.entropies[row]),
-            broken=cursor.broken,
-            truncated=truncated,
-            seed=self.seeds[row],
-        )
+        logprob, entropy = torch.tensor(self.logprobs[row]), torch.tensor(self.entropies[row])
+        return _ended(self.cursors[row], self.prompts[row // self.group_size], logprob, entropy, self.seeds[row])
+
+
+def replay(
+    lm: SpeechLM, prompt: Any, ids: torch.Tensor, logprob: torch.Tensor, entropy: torch.Tensor, seed: int
+) -> Rollout:
+    """The rollout whose cells were `ids` [T], from what cannot be told from them: log-probs and entropies [T]."""
+    cursor, cells, start = lm.cursor(prompt), ids.tolist(), 0
+    while start < len(cells):
+        width = len(cursor.forced())
+        cursor.push(*cells[start : start + width])
+        start += width
+    return _ended(cursor, prompt, logprob, entropy, seed)
+
+
+def _ended(cursor, prompt, logprob: torch.Tensor, entropy: torch.Tensor, seed: int) -> Rollout:
+    truncated = not cursor.done
+    cursor.close()
+    return Rollout(prompt, cursor.tokens(), logprob, entropy, cursor.broken, truncated, seed)
 
 
 def draw(logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampling):

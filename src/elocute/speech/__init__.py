@@ -1,5 +1,6 @@
 """Waveform ⇄ units. A new codec is a file here, and one line where `load_codec` chooses."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -8,6 +9,7 @@ import numpy as np
 from elocute.data.files import model_type
 from elocute.errors import InputError
 from elocute.speech.codec import StarterCodec
+from elocute.speech.units import BrokenUnits
 
 
 class Codec(Protocol):
@@ -15,7 +17,8 @@ class Codec(Protocol):
 
     sample_rate: Hz of what `decode` gives; n_units: units are 0 … n_units − 1. digest changes whenever the same audio
     would give other units: cached audio is tied to it. encode: float [samples] at any rate → int64 [units]. decode:
-    units, possibly none → float32 [samples] in [−1, 1]; BrokenUnits where they are no speech.
+    units, possibly none → float32 [samples] in [−1, 1]; BrokenUnits where they are no speech. decode_batch, which only
+    some codecs have: many answers' units → each one's sound, or its BrokenUnits.
     """
 
     digest: str
@@ -27,6 +30,19 @@ class Codec(Protocol):
     def decode(self, units) -> np.ndarray: ...
 
     def save(self, folder: str | Path) -> None: ...
+
+
+def decode_all(codec: Codec, answers: Sequence) -> list[np.ndarray | BrokenUnits]:
+    """Each answer's units → its sound, or why it has none: all at once where the codec can."""
+    if hasattr(codec, "decode_batch"):
+        return codec.decode_batch(answers)
+    found: list[np.ndarray | BrokenUnits] = []
+    for units in answers:
+        try:
+            found.append(codec.decode(units))
+        except BrokenUnits as error:
+            found.append(error)
+    return found
 
 
 def load_codec(folder: str | Path) -> Codec:

@@ -7,17 +7,19 @@ fewer than the codec has uses the first of them.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from torch.nn.utils.rnn import pad_sequence
 from transformers import EncodecFeatureExtractor, MimiConfig, MimiModel
 
 from elocute.data.audio import resample
 from elocute.data.shards import Shards
 from elocute.errors import InputError
-from elocute.speech.units import as_mono, as_units
+from elocute.speech.units import BrokenUnits, as_mono, as_units
 
 _PLACES = {
     "mimi": (None, ""),
@@ -27,6 +29,8 @@ _PLACES = {
 """By a folder's model_type: where in config.json the codec's own config is, and what its weights' names begin with."""
 _ALGORITHM = "elocute-mimi-codes-1"
 """Part of the digest: a change below that changes codes must change it."""
+_AT_A_TIME = 16
+"""Answers decoded together."""
 
 
 class MimiCodec:
@@ -76,14 +80,40 @@ class MimiCodec:
             return np.zeros((0, self.codebooks), dtype=np.int64)
         return self.model.encode(sound[None, None], num_quantizers=self.codebooks).audio_codes[0].T.cpu().numpy()
 
-    @torch.inference_mode()
     def decode(self, codes) -> np.ndarray:
         """Codes [T, codebooks] → float32 [samples] in [−1, 1], 1920 a frame. BrokenUnits for what is no code."""
-        codes = as_units(codes, self.n_units, self.codebooks)
-        if len(codes) == 0:
-            return np.zeros(0, dtype=np.float32)
-        sound = self.model.decode(torch.from_numpy(codes.T.copy())[None].to(self.device)).audio_values
-        return sound[0, 0].clamp(-1, 1).cpu().numpy()
+        [sound] = self.decode_batch([codes])
+        if isinstance(sound, BrokenUnits):
+            raise sound
+        return sound
+
+    def decode_batch(self, answers: Sequence) -> list[np.ndarray | BrokenUnits]:
+        """The same for many at a time. The decoder is causal: what stands behind an end does not reach the sound."""
+        found: list[np.ndarray | BrokenUnits] = [np.zeros(0, dtype=np.float32)] * len(answers)
+        frames: dict[int, torch.Tensor] = {}
+        for place, codes in enumerate(answers):
+            try:
+                codes = as_units(codes, self.n_units, self.codebooks)
+            except BrokenUnits as error:
+                found[place] = error
+            else:
+                if len(codes):
+                    frames[place] = torch.from_numpy(codes)
+        places = sorted(frames, key=lambda place: len(frames[place]))  # of like length, so that there is little padding
+        for start in range(0, len(places), _AT_A_TIME):
+            batch = places[start : start + _AT_A_TIME]
+            sounds = self._sounds(pad_sequence([frames[place] for place in batch], batch_first=True))
+            hop = sounds.shape[1] // len(frames[batch[-1]])
+            for place, sound in zip(batch, sounds, strict=True):
+                found[place] = sound[: hop * len(frames[place])].copy()
+        return found
+
+    @torch.inference_mode()
+    def _sounds(self, codes: torch.Tensor) -> np.ndarray:
+        """Codes [B, T, codebooks] → [B, samples]."""
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            sounds = self.model.decode(codes.transpose(1, 2).to(self.device)).audio_values
+        return sounds[:, 0].clamp(-1, 1).cpu().numpy()
 
     def silence(self) -> np.ndarray:
         """The codes of one frame of silence, int64 [codebooks]: what transformers has Moshi hear while nobody talks."""

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -10,14 +11,22 @@ from safetensors.torch import load_file, save_file
 
 from elocute.errors import InputError
 
+AHEAD = "rollouts.safetensors"
+
 
 def trainable(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Name → trained parameter (all of them, or LoRA's only)."""
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
-def save_checkpoint(folder: Path, module: torch.nn.Module, optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Write `folder` (…/step-N) atomically: a reader sees all of it or none of it."""
+def save_checkpoint(
+    folder: Path,
+    module: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict,
+    ahead: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Write `folder` (…/step-N) atomically: a reader sees all of it or none of it. ahead: see training/collector.py."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -25,6 +34,8 @@ def save_checkpoint(folder: Path, module: torch.nn.Module, optimizer: torch.opti
     tensors, numbers = _split_optimizer(optimizer.state_dict())
     save_file(tensors, partial / "optimizer.safetensors")
     (partial / "state.json").write_text(json.dumps(state | {"optimizer": numbers}, indent=1) + "\n")
+    if ahead:
+        save_file(dict(ahead), partial / AHEAD)
     for file in partial.iterdir():
         _flush(file)
     shutil.rmtree(folder, ignore_errors=True)
@@ -38,6 +49,11 @@ def load_checkpoint(folder: Path, module: torch.nn.Module, optimizer: torch.opti
     load_weights(folder, module)
     optimizer.load_state_dict(_join_optimizer(load_file(folder / "optimizer.safetensors"), state.pop("optimizer")))
     return state
+
+
+def load_ahead(folder: Path) -> dict[str, torch.Tensor]:
+    """What was sampled ahead and waits for its step; nothing where nothing was."""
+    return load_file(folder / AHEAD) if (folder / AHEAD).is_file() else {}
 
 
 def load_weights(folder: Path, module: torch.nn.Module) -> None:

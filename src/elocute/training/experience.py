@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import torch
@@ -23,7 +23,7 @@ class Experience:
 
     rollouts: this rank's, prompt by prompt [p·G]; rewards float64 and available bool [P, G], of all ranks;
     mine: slice of the P prompts that are this rank's; judged: this rank's outcomes. Where nothing judges, judged is
-    None and there are no rewards (P = 0).
+    None and there are no rewards (P = 0). off_policy_steps: updates of steps between the sampler's weights and now.
     """
 
     rollouts: list[Rollout]
@@ -33,6 +33,7 @@ class Experience:
     available: torch.Tensor
     mine: slice
     seconds: dict[str, float] = field(default_factory=dict)
+    off_policy_steps: int = 0
 
 
 def my_prompts(accelerator: Accelerator, count: int) -> slice:
@@ -80,43 +81,49 @@ def sample(
     clock = _Clock()
     places = [place for place in range(mine.start, mine.stop) if wanted(examples[place])]
     prompts = [lm.encode_prompt(examples[place], audio) for place in places]
-    seeds = [[seed_of(recipe.seed, step, place, number) for number in range(group_size)] for place in places]
+    seeds = [seeds_of(recipe, step, place, group_size) for place in places]
     groups = sample_groups(lm, prompts, seeds, sampling_of(recipe)) if places else []
     rollouts = [rollout for row in groups for rollout in row]
     clock.lap("rollout")
     owners = [examples[place] for place in places for _ in range(group_size)]
-    answers = [lm.answer(o, r.tokens.ids) for o, r in zip(owners, rollouts, strict=True)]
-    clock.lap("decode")
-    nothing = torch.zeros(0, group_size, dtype=torch.float64)
-    return Experience(rollouts, answers, None, nothing, nothing.bool(), mine, clock.seconds)
+    return decode(lm, owners, rollouts, mine, group_size, clock.seconds)
 
 
-def collect(
-    lm: SpeechLM,
-    audio: EncodedAudio,
-    examples: Sequence[Example],
-    mixer: RewardMixer,
-    recipe: Recipe,
-    step: int,
-    accelerator: Accelerator,
+def seeds_of(recipe: Recipe, step: int, place: int, group_size: int) -> list[int]:
+    """Those of the answers to the prompt at `place` of a step."""
+    return [seed_of(recipe.seed, step, place, number) for number in range(group_size)]
+
+
+def decode(
+    lm: SpeechLM, owners: Sequence[Example], rollouts: list[Rollout], mine: slice, group: int, seconds: dict[str, float]
 ) -> Experience:
-    """Sample, decode and judge one step's groups for `examples` (the step's P prompts, all ranks' together)."""
-    group = recipe.rollout.group_size
-    experience = sample(lm, audio, examples, recipe, step, accelerator, group_size=group)
+    """Experience that nobody has judged: every rollout's text and sound, once. owners: the rollouts' rows."""
     clock = _Clock()
-    answers = experience.answers = mixer.read(experience.answers)
+    answers = lm.answers(owners, [rollout.tokens.ids for rollout in rollouts])
+    clock.lap("decode")
+    nothing = torch.zeros(0, group, dtype=torch.float64)
+    return Experience(rollouts, answers, None, nothing, nothing.bool(), mine, seconds | clock.seconds)
+
+
+def judge(experience: Experience, mixer: RewardMixer) -> Experience:
+    """The same, with what the rewards say of this rank's answers. No process waits for another here."""
+    clock, group = _Clock(), experience.rewards.shape[1]
+    answers = mixer.read(experience.answers)
     judged = mixer(answers, [index // group for index in range(len(answers))])
+    clock.lap("reward")
+    return replace(experience, answers=answers, judged=judged, seconds=experience.seconds | clock.seconds)
+
+
+def agree(experience: Experience, mixer: RewardMixer, accelerator: Accelerator) -> Experience:
+    """The same, with the rewards of all ranks. Raises RunError, on all of them, for a dead judge."""
+    judged, group = experience.judged, experience.rewards.shape[1]
     silent = torch.tensor(list(judged.silent.values()), dtype=torch.float64, device=accelerator.device)
     silent = accelerator.reduce(silent, "sum").tolist()
     mixer.check_alive(judged, dict(zip(judged.silent, silent, strict=True)))
-    clock.lap("reward")
     local = torch.tensor([[v if v is not None else 0.0, v is not None] for v in judged.values], dtype=torch.float64)
     everyone = accelerator.gather(local.to(accelerator.device)).cpu()
-    experience.judged = judged
-    experience.rewards = everyone[:, 0].view(len(examples), group)
-    experience.available = everyone[:, 1].view(len(examples), group).bool()
-    experience.seconds |= clock.seconds
-    return experience
+    rewards, available = everyone[:, 0].view(-1, group), everyone[:, 1].view(-1, group).bool()
+    return replace(experience, rewards=rewards, available=available)
 
 
 class _Clock:

@@ -19,7 +19,8 @@ def loss_metrics(totals: dict[str, float]) -> dict:
         values["pg/clip_fraction"] = _ratio(totals["pg/clipped"], totals["pg/tokens"])
         if "pg/credited" in totals:
             values["pg/credited"] = _ratio(totals["pg/credited"], totals["pg/tokens"])
-        values["sampler/mismatch"] = _ratio(totals["sampler/mismatch"], totals["pg/tokens"])
+        for name in ("mismatch", "ratio", "truncated"):
+            values[f"sampler/{name}"] = _ratio(totals[f"sampler/{name}"], totals["pg/tokens"])
     return values
 
 

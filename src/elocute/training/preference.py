@@ -10,9 +10,8 @@ from elocute.data.cache import EncodedAudio
 from elocute.data.rows import check_rows
 from elocute.data.types import Example
 from elocute.recipe.schema import Dpo, Recipe
-from elocute.rewards.combine import RewardMixer
 from elocute.rollout import check_room
-from elocute.training.experience import Experience, collect, my_prompts, sample
+from elocute.training.experience import Experience, my_prompts, sample
 from elocute.training.metrics import preference_metrics
 from elocute.training.pairs import Pair, PairMaker
 from elocute.training.policy import Policy, Reference
@@ -65,12 +64,10 @@ class Preference:
 
     # a step
 
-    def experience(self, examples: Sequence[Example], mixer: RewardMixer | None, step: int) -> Experience | None:
-        """The fresh samples that the step's pairs need, if any."""
+    def experience(self, examples: Sequence[Example], step: int) -> Experience | None:
+        """The fresh samples that the step's pairs need where nobody judges them, if any."""
         if not self.spec.samples:
             return None
-        if mixer is not None:
-            return collect(self.policy.lm, self.audio, examples, mixer, self.recipe, step, self.accelerator)
         return sample(
             self.policy.lm, self.audio, examples, self.recipe, step, self.accelerator,
             group_size=1, wanted=self.maker.samples,

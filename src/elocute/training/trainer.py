@@ -24,13 +24,15 @@ from elocute.rewards.combine import RewardMixer, build_mixer
 from elocute.rollout import check_room, seed_of
 from elocute.training.checkpoint import (
     latest_checkpoint,
+    load_ahead,
     load_checkpoint,
     load_weights,
     prune_checkpoints,
     save_checkpoint,
 )
+from elocute.training.collector import Collector
 from elocute.training.credit import blame, check_credit, credit_weights, unit_credit, unit_credits, word_credit
-from elocute.training.experience import Experience, collect, my_prompts, step_examples
+from elocute.training.experience import Experience, my_prompts, step_examples
 from elocute.training.metrics import experience_metrics, flat, lambda_metrics, loss_metrics
 from elocute.training.policy import Reference, load_policy
 from elocute.training.preference import Preference
@@ -93,6 +95,9 @@ class Trainer:
             reference = Reference(recipe, policy) if recipe.objective.uses_reference else None
             self.update = Update(recipe, self.policy, reference, self.accelerator)
             self.mixing = _make_mixing(recipe, self.mixer)
+        self.collector: Collector | None = None
+        if self.mixer is not None:
+            self.collector = Collector(self.lm, self.audio, self.examples, self.mixer, recipe, self.accelerator)
         # 3. where we are
         self.step, self.interrupted, self.stopping, self.saving_seconds = 0, False, False, 0.0
         self.watch = Watch()
@@ -113,6 +118,8 @@ class Trainer:
             while self.step < self.recipe.steps and not self.stopping:
                 metrics = self._one_step()
                 progress(self.step, metrics)
+            if self.collector is not None:
+                self.collector.settle()
         finally:
             signal.signal(signal.SIGINT, previous)
             if self.mixer is not None:
@@ -174,11 +181,9 @@ class Trainer:
 
     def _experience(self, examples: list[Example]) -> Experience | None:
         """The step's rollouts, if its objective has any."""
-        if self.preference is not None:
-            return self.preference.experience(examples, self.mixer, self.step)
-        if self.mixer is None:
-            return None
-        return collect(self.lm, self.audio, examples, self.mixer, self.recipe, self.step, self.accelerator)
+        if self.collector is not None:
+            return self.collector(self.step)
+        return self.preference.experience(examples, self.step) if self.preference is not None else None
 
     def _learn(self, experience: Experience | None, examples: list[Example]) -> dict:
         """One or more optimiser steps on this experience; returns what to log, of the first of them."""
@@ -266,11 +271,12 @@ class Trainer:
 
     def _save(self) -> None:
         self.accelerator.wait_for_everyone()
+        ahead = self.collector.state() if self.collector else {}
         if self.accelerator.is_main_process:
             best = self.preference.best if self.preference else None
             state = {"step": self.step} | ({"best": best} if self.preference else {"mixing": self.mixing.state_dict()})
             folder = self.folder.checkpoints / f"step-{self.step}"
-            save_checkpoint(folder, self.raw_policy, self.optimizer, state)
+            save_checkpoint(folder, self.raw_policy, self.optimizer, state, ahead)
             prune_checkpoints(self.folder.checkpoints, self.recipe.checkpoint.keep, best and best["step"])
 
     def _restore(self) -> None:
@@ -278,6 +284,8 @@ class Trainer:
         if found is not None:
             state = load_checkpoint(found, self.raw_policy, self.optimizer)
             self.step = state["step"]
+            if self.collector is not None and self.step < self.recipe.steps:
+                self.collector.restore(self.step, load_ahead(found))
             if self.preference is not None:
                 self.preference.best = state["best"]
             else:
@@ -306,6 +314,8 @@ class Trainer:
         if experience is not None:
             values |= experience_metrics(experience, self.accelerator)
             values["rollout/tokens_per_s"] = values.pop("rollout/tokens") / seconds["rollout"]
+            if self.recipe.rollout.off_policy_steps:
+                values["rollout/off_policy_steps"] = experience.off_policy_steps
         values |= {f"seconds/{name}": value for name, value in seconds.items()}
         if self.accelerator.is_main_process:
             values |= self.watch(values)

@@ -149,7 +149,8 @@ class Update:
 
         old = logp.detach() if rows.old_logp is None else pick(rows.old_logp[piece])
         sampler = pick(rows.sampler_logp[piece])
-        importance = truncated_importance(old, sampler, self.recipe.rollout.importance_cap)
+        cap = self.recipe.rollout.importance_cap
+        importance = truncated_importance(old, sampler, cap)
         clip = self.recipe.objective.policy_gradient.clip
         advantage = rows.advantage[piece][:, None].expand(selected.shape)
         if rows.credit is not None:
@@ -164,6 +165,9 @@ class Update:
         totals.add("pg/clipped", (clipped & (weight != 0)).sum())
         totals.add("pg/tokens", (weight != 0).sum())
         totals.add("sampler/mismatch", ((old - sampler).abs() * (weight != 0)).sum())
+        ratio = torch.exp((old - sampler)[weight != 0])
+        totals.add("sampler/ratio", ratio.sum())
+        totals.add("sampler/truncated", (ratio > cap).sum())
         for modality in ("text", "speech"):
             if f"kl_{modality}" in parts:
                 weight = pick(parts[f"kl_{modality}"])
