@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from elocute.data.cache import EncodedAudio
 from elocute.data.rows import check_rows, read_rows
 from elocute.data.types import Example
-from elocute.errors import InputError, RunError
+from elocute.errors import RunError
 from elocute.models.layout import Tokens
 from elocute.objectives.advantages import group_advantages
 from elocute.objectives.mixing import AdaptiveMixing, FixedMixing
@@ -97,8 +97,6 @@ class Trainer:
             check_rows(self.examples, self._encode)
             check_room(self.lm, self.lengths, recipe.rollout.max_new_tokens)
         self.raw_policy, self.policy = policy, share(policy, self.accelerator)
-        if self.served is not None and isinstance(self.policy, FSDPModule):
-            raise InputError("rollout.vllm: expected without FSDP: the first process writes the whole network alone")
         optim = recipe.optim
         with in_parts(self.policy):
             parameters = [p for p in policy.parameters() if p.requires_grad]
