@@ -55,7 +55,7 @@ def test_the_next_answers_are_sampled_while_these_are_judged(monkeypatch):
     sampled[4].set()  # there is no fifth step
     recipe = load_recipe("recipes/starter/wavalign.yaml", ["steps=4", "rollout.off_policy_steps=1"])
 
-    def sample(lm, audio, examples, recipe, step, accelerator, *, group_size):
+    def sample(lm, audio, examples, recipe, step, accelerator, *, group_size, served):
         done.append(f"sample {step}")
         sampled[step].set()
         return Experience([], [], None, torch.tensor([step]), torch.tensor([]), slice(0))

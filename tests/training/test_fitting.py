@@ -44,8 +44,8 @@ LORA = ("lora.rank=16", "dtype=bfloat16", "optim.micro_batch=16")
         (LORA, 30, {"optim.micro_batch": 2}),
         (("lora.rank=16", "optim.micro_batch=2", "rollout.max_new_tokens=512"), 50, {"dtype": "bfloat16"}),
         ((*LORA, "rollout.group_size=64", "optim.micro_batch=1"), 40, {"rollout.prompts_per_step": 4}),
-        (("optim.micro_batch=2",), 80, {"lora.rank": 16}),
-        ((), 160, {"lora.rank": 16, "optim.micro_batch": 8}),
+        (("optim.micro_batch=2",), 80, {"lora.rank": 8}),
+        ((), 160, {"lora.rank": 8, "optim.micro_batch": 8}),
     ],
 )
 def test_what_would_fit_does(qwen, overrides, gib, expected):

@@ -79,9 +79,9 @@ def _dry_run(recipe, resume: bool, as_json: bool) -> None:
         print(json.dumps({"recipe": recipe.model_dump(mode="json"), "rows": rows, "memory": memory}))
     else:
         print(dump_recipe(recipe), end="")
-        print("# checked: " + ", ".join(f"{name} has {count} rows" for name, count in rows.items()))
         if need is not None and machine.bytes is not None:
             print(f"# memory: a process needs {need}, it has {machine}")
+        print("# checked: " + ", ".join(f"{name} has {count} rows" for name, count in rows.items()))
 
 
 def _check_rewards(recipe, examples) -> None:
