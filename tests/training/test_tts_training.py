@@ -100,7 +100,7 @@ def test_defect_rlaif_2_the_prompt_is_in_context_and_first_and_last_token_are_tr
     for row, ids in enumerate(trained_on):
         assert batch.columns[batch.rows == row].tolist() == list(range(1, len(ids) + 1))
     asked = [rollout.prompt.tolist() for rollout in experience.rollouts]
-    rows = zip([prompt.tolist() for prompt in batch.prompts], trained_on, strict=True)
+    rows = zip([batch.prompts[owner].tolist() for owner in batch.owner], trained_on, strict=True)
     assert sorted(rows) == sorted(zip(asked, sampled, strict=True))
     assert lines[0]["pg/tokens"] == sum(map(len, sampled))
     assert any(ids[-1] == trainer.lm.layout.answer_end for ids in sampled)
