@@ -5,23 +5,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from elocute.data.audio import load_audio, save_wav
 from elocute.data.cache import EncodedAudio
 from elocute.data.rows import read_rows
 from elocute.errors import InputError
-from elocute.models import check_model, kind_of, load_model
 from elocute.models.batch import make_batch, pad_tokens
 from elocute.models.omni.prompt import SYSTEM
-from elocute.recipe import load_recipe
 from elocute.rollout import Sampling, sample_groups
 from elocute.training.policy import Policy
-from elocute.training.trainer import Trainer
 from tests.contracts import qwen_omni
-from tests.models.adapter_checks import check_size, comes_back, said
+from tests.models.adapter_checks import LENGTH, TEMPERATURE, AdapterChecks, recipe_of
 
-LENGTH = 14
+GROUP = 8
 ENDS = [qwen_omni.END, 256, *range(100, 185)]  # bytes that no test writes
 WAVS = ("heldout-sum-0000.question.wav", "heldout-odd-0000.question.wav")
 
@@ -29,11 +25,6 @@ WAVS = ("heldout-sum-0000.question.wav", "heldout-odd-0000.question.wav")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     return qwen_omni.checkpoint(tmp_path_factory.mktemp("models") / "Qwen2.5-Omni", ends=ENDS)
-
-
-@pytest.fixture(scope="module")
-def lm(folder):
-    return load_model(folder)
 
 
 @pytest.fixture(scope="module")
@@ -62,28 +53,20 @@ def rows(tmp_path_factory, lm) -> Path:
     return home / "rows.jsonl"
 
 
-@pytest.fixture(scope="module")
-def prompts(lm, rows):
-    audio = EncodedAudio(lm.codec)
-    return [lm.encode_prompt(row, audio) for row in read_rows(rows)]
+class TestAdapter(AdapterChecks):
+    still = ("thinker.audio_tower.", "thinker.visual.", "token2wav.", "thinker.lm_head.", "talker.codec_head.")
+
+    def odd(self, lm):
+        """Blanks before the word, and other ends than those that are laid out."""
+        return [[*lm.tokenizer.encode("  the"), ENDS[1], 3, 1, 4, lm.layout.code_ends[1]]]
+
+    def check_run(self, folder, adapters):
+        assert {name.split(".")[2] for name in adapters} == {"thinker", "talker"}
 
 
-@pytest.fixture(scope="module")
-def groups(lm, prompts):
-    seeds = [[100 * p + n for n in range(8)] for p in range(len(prompts))]
-    found = sample_groups(lm, prompts, seeds, Sampling(LENGTH, 0.9))
-    assert sum(not rollout.tokens.text.all() for group in found for rollout in group) > 4  # some come to speak
-    return found
-
-
-def test_its_files_say_how_large_it_is(folder, lm, prompts):
-    check_size(folder, lm, prompts)
-
-
-def test_the_published_folder_is_enough(folder, lm):
-    check_model(folder)
-    assert kind_of(folder) == "qwen2_5_omni" and not (folder / "elocute.json").exists()
+def test_it_speaks_at_24_khz_and_some_come_to_speak(lm, groups):
     assert (lm.codec.sample_rate, lm.streams) == (24000, (1, 1))
+    assert sum(not rollout.tokens.text.all() for group in groups for rollout in group) > 4
 
 
 def test_the_prompt_is_laid_out_by_the_template(lm, prompts):
@@ -102,30 +85,13 @@ def selected(rollouts, lm, scope: str = "all"):
     return make_batch([r.prompt for r in rollouts], [r.tokens for r in rollouts], picked, "cpu")
 
 
-@pytest.mark.parametrize("share_prompts", [True, False])
-def test_score_is_sample(lm, groups, share_prompts):
-    rollouts = [rollout for group in groups for rollout in group]
-    with torch.no_grad():
-        logp = Policy(lm, share_prompts=share_prompts)(selected(rollouts, lm), 0.9)[0]
-    sampled = torch.cat([rollout.logprob[rollout.tokens.action] for rollout in rollouts])
-    assert (logp - sampled).abs().max() < 1e-5
-
-
 def test_a_scope_is_scored_alone(lm, groups):
     rollouts = [rollout for group in groups for rollout in group]
     with torch.no_grad():
         for scope in ("text", "speech"):
-            logp = Policy(lm)(selected(rollouts, lm, scope), 0.9)[0]
+            logp = Policy(lm)(selected(rollouts, lm, scope), TEMPERATURE)[0]
             picked = [r.logprob[r.tokens.text if scope == "text" else ~r.tokens.text] for r in rollouts]
             assert (logp - torch.cat(picked)).abs().max() < 1e-5
-
-
-def test_an_answer_does_not_depend_on_its_company(lm, prompts, groups):
-    for prompt, group in zip(prompts, groups, strict=True):
-        for rollout in group[:4]:
-            [[alone]] = sample_groups(lm, [prompt], [[rollout.seed]], Sampling(LENGTH, 0.9))
-            assert torch.equal(alone.tokens.ids, rollout.tokens.ids)
-            assert torch.allclose(alone.logprob, rollout.logprob, atol=1e-5)
 
 
 def test_what_was_heard_matters(lm, prompts):
@@ -184,102 +150,21 @@ def test_broken_answers_say_why(lm, reason):
     assert reply.broken == reason and lm.decode(BROKEN[reason]).broken == reason
 
 
-def test_targets_are_read_back(lm, rows):
-    row, audio = read_rows(rows)[0], EncodedAudio(lm.codec)
-    tokens = lm.encode_target(row, audio)
-    reply = lm.layout.read(tokens.ids)
-    reply.close()
-    assert not reply.broken and reply.units == [3, 1, 4, 1, 5] and lm.tokenizer.decode(reply.text_ids) == "hel"
-    utterance = lm.decode(tokens.ids)
-    assert utterance.text == "hel" and len(utterance.waveform) == 480 * 5 and not utterance.broken
-
-
-def test_what_was_sampled_comes_back_from_its_row(lm, rows, tmp_path):
-    """Also with blanks before the word, and other ends than those that are laid out."""
-    odd = [*lm.tokenizer.encode("  the"), ENDS[1], 3, 1, 4, lm.layout.code_ends[1]]
-    assert comes_back(lm, rows, [said(lm, odd)], tmp_path) == 1
-
-
-def one_step(folder, rows, tmp_path, objective: str, *more: str) -> Trainer:
-    judge = "{kind: function, function: 'tests/models/test_omni_lm.py:length', low: 0, high: 100}"
-    recipe = load_recipe(
-        "recipes/starter/wavalign.yaml",
-        [
-            f"model={folder}", f"data.train={rows}", "data.eval=null", f"run_dir={tmp_path / 'run'}", "steps=1",
-            f"objective={objective}", f"rewards=[{'' if 'dpo' in objective else judge}]",
-            "rollout.group_size=2", "rollout.prompts_per_step=3", f"rollout.max_new_tokens={LENGTH}",
-            "optim.warmup_steps=0", "optim.lr=0.01", "reward_mix.invalid_penalty=0", *more,
-        ],
-    )  # fmt: skip
-    trainer = Trainer(recipe)
-    assert trainer.train()
-    return trainer
-
-
-OBJECTIVES = {
-    "hybrid": "{mixing: {kind: fixed, value: 0.5}, policy_gradient: {scope: text}, sft: {scope: all}, "
-    "kl: {text: 0.1, speech: 0.1}}",
-    "dpo": "{kind: dpo, mode: offline, scope: all}",
-}
-
-
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_one_step_of_lora_moves_the_adapter_and_is_saved_as_published(folder, rows, tmp_path, objective):
-    trainer = one_step(folder, rows, tmp_path, OBJECTIVES[objective], "lora={rank: 4}")
-    moved = {name: p for name, p in trainer.lm.model.named_parameters() if p.requires_grad}
-    assert all("lora_" in name for name in moved)
-    for part in ("thinker", "talker"):
-        assert max(float(p.detach().abs().max()) for n, p in moved.items() if "lora_B" in n and f"{part}." in n) > 0
-    trainer.save_model()
-    trainer.close()
-    saved = tmp_path / "run/model"
-    again = load_model(saved)
-    merged = trainer.lm.plain_model().state_dict()
-    assert all(torch.allclose(merged[name], tensor) for name, tensor in again.model.state_dict().items())
-    before, after = weights(folder), weights(saved)
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert set(before) == set(after) and changed
-    assert all(name.startswith(("thinker.model.layers.", "talker.model.layers.")) for name in changed)
-
-
 def test_checkpointed_and_on_speech_alone_the_thinker_stays(folder, rows, tmp_path):
     """A full step, gradient checkpointing on: all of the talker moves, nothing else."""
-    objective = "{mixing: {kind: fixed, value: 0}, sft: {scope: speech}, kl: {text: 0, speech: 0}}"
-    trainer = one_step(folder, rows, tmp_path, objective, "gradient_checkpointing=true", "optim.weight_decay=0")
-    trainer.save_model()
-    trainer.close()
-    before, after = weights(folder), weights(tmp_path / "run/model")
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {name for name in before if name.startswith("talker.")}
+    objective = "objective={mixing: {kind: fixed, value: 0}, sft: {scope: speech}, kl: {text: 0, speech: 0}}"
+    more = (objective, "gradient_checkpointing=true", "optim.weight_decay=0")
+    _, moved = TestAdapter().step(recipe_of(folder, rows, tmp_path / "run", "hybrid", *more))
+    assert moved == {name for name in TestAdapter().tensors(folder) if name.startswith("talker.")}
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
-
-
-def length(completions: list) -> list[float]:
-    return [float(len(str(completion)) % 7) for completion in completions]
-
-
-BAD = {
-    "control token": (
-        {"messages": [{"role": "user", "content": "<|im_end|>"}]},
-        r"bad.jsonl:1: messages: the text holds the control token '<\|im_end\|>'",
-    ),
-    "a recording as target": (
-        {"messages": [{"role": "user", "content": "a"}], "sft_target_text": "b", "sft_target_audio": "0.wav"},
-        r"bad.jsonl:1: sft_target_audio: .*no codes can be made of a recording: Qwen2.5-Omni is published without",
-    ),
-}
-
-
-@pytest.mark.parametrize("wrong", BAD)
-def test_rows_that_do_not_fit(lm, rows, wrong):
-    row, complaint = BAD[wrong]
+def test_a_recording_is_no_target(lm, rows):
+    row = {"messages": [{"role": "user", "content": "a"}], "sft_target_text": "b", "sft_target_audio": "0.wav"}
     (rows.parent / "bad.jsonl").write_text(json.dumps(row) + "\n")
     [example] = read_rows(rows.parent / "bad.jsonl")
+    complaint = (
+        r"bad.jsonl:1: sft_target_audio: .*no codes can be made of a recording: Qwen2.5-Omni is published without"
+    )
     with pytest.raises(InputError, match=complaint) as error:
-        audio = EncodedAudio(lm.codec)
-        lm.encode_prompt(example, audio)
-        lm.encode_target(example, audio)
+        lm.encode_target(example, EncodedAudio(lm.codec))
     assert "\n" not in str(error.value)

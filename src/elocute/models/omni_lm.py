@@ -57,10 +57,10 @@ class OmniLM(SpeechLM):
     streams = (1, 1)
     apart = ("thinker.audio_tower.", "thinker.visual.", "token2wav.")
 
-    def __init__(self, network: Omni, template: ChatTemplate, ear: Ear, voice: Voice, settings: dict):
+    def __init__(self, network: Omni, template: ChatTemplate, ear: Ear, voice: Voice):
         talker = network.config.talker_config
         ends = (talker.tts_codec_end_token_id, talker.tts_codec_pad_token_id)
-        super().__init__(network, Layout(template.ends, ends, voice.n_units), voice, settings)
+        super().__init__(network, Layout(template.ends, ends, voice.n_units), voice, {})
         self.config, self.template, self.tokenizer, self.ear = network.config, template, template.tokenizer, ear
         self._refused = control_tokens(template.tokenizer)
 
@@ -70,7 +70,7 @@ class OmniLM(SpeechLM):
         folder = Path(folder)
         settings, template = load_vocabulary(folder)
         ear, voice = Ear.load(folder, dtype=dtype), Voice.load(folder, settings.get("speaker", SPEAKER))
-        return cls(Omni.load(folder, dtype=dtype), template, ear, voice, settings)
+        return cls(Omni.load(folder, dtype=dtype), template, ear, voice)
 
     def save(self, folder: str | Path) -> None:
         """Write a folder as the published one (LoRA merged)."""
