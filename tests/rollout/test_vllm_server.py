@@ -163,7 +163,7 @@ def test_it_follows_the_weights_and_forgets_the_old_ones(server, folder, lm, tmp
     with torch.no_grad():
         torch.manual_seed(5)
         for name, parameter in lm.model.named_parameters():
-            if "embed_tokens" not in name:  # tied: on a CPU vLLM's head keeps the packed copy it began with (docs/vllm.md)
+            if "embed_tokens" not in name:  # tied: on a CPU the head keeps its packed copy of them (docs/vllm.md)
                 parameter += 0.02 * torch.randn(parameter.shape)
     with pytest.raises(RunError, match="nats a token from the model's own"):
         sampler(lm, prompts(lm), SEEDS, Sampling(20))
