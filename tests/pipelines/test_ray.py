@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 from elocute.errors import InputError, RunError
 from elocute.pipelines.hire import AHEAD, MOST_DEATHS, hired
@@ -28,6 +29,15 @@ from elocute.recipe import load_recipe
 RECIPE = "recipes/starter/wavalign.yaml"
 SMALL = ["rollout.max_new_tokens=24", "rollout.prompts_per_step=2"]
 on_ray = pytest.mark.skipif(find_spec("ray") is None, reason="the extra ray is missing: make ray")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As a worker has: another number of threads may change the last digit of a float."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
