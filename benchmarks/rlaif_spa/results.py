@@ -18,7 +18,7 @@ VARIANTS = {
     "transcript_judge": "audit: a judge that only reads",
     "permuted_rewards": "audit: rewards of other answers",
 }
-METRICS = ("wer", "label_alignment", "f0_range", "broken_audio")
+METRICS = ("wer", "label_alignment", "label_alignment/emotion", "label_alignment/speed", "f0_range", "broken_audio")
 PAPER = {"base": (8.89, 23.4), "wer_only": (8.08, 24.4), "paper": (5.80, 30.1)}
 """arXiv 2510.14628, LibriSpeech: WER and emotion accuracy in percent (its row without the label reward: wer_only)."""
 
