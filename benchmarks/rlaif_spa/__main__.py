@@ -4,23 +4,28 @@
 
 Variants, all from starter/tts_lm, on the same neutral sentences, for as many steps: word errors alone; the paper's sum
 of word errors and matching labels; rewards scaled in their group, words before style; the same with each wrong word's
-speech blamed by itself; and the recipe as it ships: style learned from an answer's first prosody units alone, a unit
-that breaks an answer blamed by itself. And an audit: three judges that cannot help, with which nothing must be learned
-(judges.py). Each is measured on other sentences: words by Whisper, labels by classifiers, none of which was a reward.
+speech blamed by itself; style learned from an answer's first prosody units alone, a unit that breaks an answer blamed
+by itself. Then the recipe as it ships, for as many steps as it says: all credit local, words by their likelihood. And
+an audit: three judges that cannot help, with which nothing must be learned (judges.py). Each is measured on other
+sentences: words by Whisper, labels by classifiers, none of which was a reward.
 What is finished is not done again.
 Needs the extra `faster-whisper`. The table: benchmarks/results/rlaif_spa.json, and in docs/prosody-rewards.md.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.rlaif_spa import results
 from benchmarks.runs import arguments, do_all, elocute
+from elocute.data.files import write_atomically
 
 RUNS = Path("runs/rlaif_spa_variants")
 RECIPE = "recipes/starter/rlaif_spa.yaml"
 MODEL = Path("starter/tts_lm")
-HELD_OUT = "starter/expressive/test.jsonl"
+HELD_OUT = Path("starter/expressive/test.jsonl")
+DRAWS = 2
+"""Answers to each sentence of the evaluation: by one alone, the same model's word errors differ by half."""
 LISTENERS = "benchmarks/rlaif_spa/listeners.yaml"
 
 TEMPERATURE = 0.85
@@ -30,8 +35,14 @@ PROSODY = "{kind: prosody, recordings: starter/expressive/recordings.jsonl, labe
 PROSODY += ", measures: {emotion: [pitch_median, pitch_range, energy]}"
 GUARD = "{kind: guard}"
 GATE = "gate: {reward: asr, at_least: 0.8}"
-GROUP = ("objective.policy_gradient.blame=null", "reward_mix={scale: group, invalid_penalty: -2}")
-RAW = ("objective.policy_gradient.blame=null", "reward_mix={scale: raw}")
+GROUP = ("optim.lr=1e-3", "objective.policy_gradient.blame=null", "reward_mix={scale: group, invalid_penalty: -2}")
+RAW = ("optim.lr=1e-3", "objective.policy_gradient.blame=null", "reward_mix={scale: raw}")
+
+
+def of_units(name: str, dimension: str, first: int, weight: int) -> str:
+    """A prosody reward of one label, learned from an answer's first prosody units."""
+    credit = f"{{units: prosody, first: {first}, weight: {weight}}}"
+    return f"{PROSODY}, name: {name}, dimensions: [{dimension}], weight: 0, unit_credit: {credit}, {GATE}}}"
 
 
 def judged(name: str) -> tuple[str, ...]:
@@ -49,7 +60,13 @@ VARIANTS = {
         f"rewards=[{ASR}, weight: 0.5, word_credit: 0.5}}, {PROSODY}, weight: 0.5, {GATE}}}, {GUARD}]",
         *GROUP,
     ),
-    "gated_unit_credit": (),
+    "gated_unit_credit": (
+        f"rewards=[{ASR}, weight: 0.5, word_credit: 0.5}}, {of_units('melody', 'emotion', 3, 6)}, "
+        f"{of_units('pace', 'speed', 6, 5)}, {GUARD}]",
+        *GROUP,
+        "objective.policy_gradient.blame=20",
+    ),
+    "recipe": (),
 }
 AUDIT = {
     "constant_judge": judged("constant"),
@@ -65,6 +82,7 @@ class Run:
     variant: str
     seed: int
     steps: int
+    """Of training; the recipe has its own."""
 
     @property
     def folder(self) -> Path:
@@ -75,16 +93,24 @@ class Run:
         return (results.evaluation(RUNS, self.variant, self.seed) / "eval.json").exists()
 
 
+def sentences() -> Path:
+    """The held-out rows, each DRAWS times."""
+    rows = [json.loads(line) for line in HELD_OUT.read_text().splitlines()]
+    drawn = [row | {"id": f"{row['id']}/{draw}"} for draw in range(DRAWS) for row in rows]
+    write_atomically(path := RUNS / HELD_OUT.name, "".join(f"{json.dumps(row)}\n" for row in drawn).encode())
+    return path
+
+
 def do(run: Run) -> None:
     """Train, going on where it stopped, and evaluate."""
-    model = MODEL
-    if run.variant != "base":
-        words = [*(VARIANTS | AUDIT)[run.variant], f"steps={run.steps}", f"seed={run.seed}", f"run_dir={run.folder}"]
+    model = MODEL if run.variant == "base" else run.folder / "model"
+    if not model.exists():
+        words = [*(VARIANTS | AUDIT)[run.variant], f"seed={run.seed}", f"run_dir={run.folder}"]
+        words += [] if run.variant == "recipe" else [f"steps={run.steps}"]
         resume = ["--resume"] if (run.folder / "recipe.yaml").exists() else []
         elocute("train", RECIPE, *words, "data.eval=null", "evaluation.labels=[]", *resume)
-        model = run.folder / "model"
     out = results.evaluation(RUNS, run.variant, run.seed)
-    elocute("eval", model, "--data", HELD_OUT, "--labels", LISTENERS, "--ear", "whisper-tiny.en", "--seed", run.seed,
+    elocute("eval", model, "--data", sentences(), "--labels", LISTENERS, "--ear", "whisper-tiny.en", "--seed", run.seed,
             "--temperature", TEMPERATURE, "-o", out)  # fmt: skip
 
 

@@ -147,9 +147,10 @@ def test_only_rewards_that_decide_can_stop_the_run():
     ("parts", "options", "message"),
     [
         ([Weighted(Given("a", [])), Weighted(Given("a", []))], {}, "two are called 'a'"),
-        ([Weighted(Given("a", []), 0)], {}, "at least one above 0"),
+        ([Weighted(Given("a", []), 0)], {}, "expected a weight above 0"),
+        ([Weighted(Given("a", []), 0, credited=True)], {}, "a credit with reward_mix.scale=group"),
         ([Weighted(Given("a", []), -1)], {}, "at least 0"),
-        ([], {}, "at least one above 0"),
+        ([], {}, "expected a weight above 0"),
         ([Weighted(Given("a", []), 1, Gate("b", 1))], {}, "a: gate: 'b' is not the name"),
         ([Weighted(Given("a", []), 1, Gate("a", 1))], {}, "a: gate: 'a' is not the name"),
         ([Weighted(Given("a", []))], {"scale": "group"}, "declare a penalty"),
@@ -159,6 +160,14 @@ def test_only_rewards_that_decide_can_stop_the_run():
 def test_a_mix_that_makes_no_sense_is_refused(parts, options, message):
     with pytest.raises(InputError, match=message):
         RewardMixer(parts, **options)
+
+
+def test_a_mix_of_credits_alone_tells_only_broken_answers_apart():
+    """What a credited reward says counts elsewhere (training/credit.py), and what it cannot judge has no value."""
+    heard = [Scored(0.2), Scored(0.9), Invalid("no end"), Unavailable("x")]
+    mixer = RewardMixer([Weighted(Given("a", heard), 0, credited=True)], scale="group", invalid_penalty=-2)
+    judged = mixer(batch(4), [0] * 4)
+    assert judged.values == [0, 0, -2, None] and judged.silent == {"a": (1, 3)}
 
 
 @pytest.mark.parametrize("outcomes", [scored(2), scored(math.nan), []])

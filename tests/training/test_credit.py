@@ -245,6 +245,8 @@ def test_a_reward_that_credits_units_decides_the_run(folder):
     assert set(deciding(said["rewards"], None)) == {"asr", "long"}  # though long has weight 0
     said["rewards"][1]["unit_credit"] = None
     assert set(deciding(said["rewards"], None)) == {"asr"}
+    said["rewards"][0] |= {"weight": 0, "word_credit": 1}
+    assert set(deciding(said["rewards"], None)) == {"asr"}
 
 
 def test_a_whole_step_with_and_without(folder, tmp_path):

@@ -36,9 +36,14 @@ class RewardBase(Spec):
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")] = ""
     """How metrics and gates call it; default: its kind."""
     weight: Annotated[float, Field(ge=0)] = 1.0
-    """In the sum of the rewards. 0: measured, and used by gates and by `unit_credit`, without counting there."""
+    """In the sum of the rewards. 0: measured, and used by gates and credits, without counting there."""
     gate: GateSpec | None = None
     unit_credit: UnitCredit | None = None
+
+    @property
+    def credited(self) -> bool:
+        """Whether some tokens have its own advantage."""
+        return bool(self.unit_credit or getattr(self, "word_credit", 0))
 
     @model_validator(mode="before")
     @classmethod

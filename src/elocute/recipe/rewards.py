@@ -57,17 +57,25 @@ class RuleSpec(RewardBase):
 
 
 class AsrSpec(RewardBase):
-    """How few words were misheard: a falling function of the WER between what should be said and what is heard."""
+    """Are the words there? A falling function of the WER between what should be said and what is heard, or how likely
+    the ear finds it."""
 
     kind: Literal["asr"]
     ear: EarSpec = PocketSphinxSpec(kind="pocketsphinx")
-    form: Literal["exp", "linear", "tanh"] = "exp"
-    """`exp`: exp(-2.5·WER); `linear`: 1 - WER, a WER above 1 counts as 1; `tanh`: 1 - tanh(3·WER)."""
+    form: Literal["exp", "linear", "tanh", "likelihood"] = "exp"
+    """`exp`: exp(-2.5·WER); `linear`: 1 - WER, a WER above 1 counts as 1; `tanh`: 1 - tanh(3·WER); `likelihood`: how
+    probable a CTC ear (`kind: transformers`) finds a letter of what should be said, see docs/prosody-rewards.md."""
     reference: Reference = "written"
     """What should be said. `written`: the text that the model wrote; `prompt`: the last user turn, for models that
     speak a given text."""
     word_credit: Annotated[float, Field(ge=0)] = 0.0
     """Of TTS models: weight of each word's own advantage on its speech tokens, see docs/losses.md; 0: off."""
+
+    @model_validator(mode="after")
+    def _ear_of_form(self) -> "AsrSpec":
+        if self.form == "likelihood" and self.ear.kind != "transformers":
+            raise ValueError(f"form: likelihood: expected an ear of kind transformers, got {self.ear.kind}")
+        return self
 
 
 class _TextModelSpec(RewardBase):
@@ -350,7 +358,8 @@ def deciding(rewards: Sequence[Mapping[str, Any]], listen: Mapping[str, Any] | N
     """What decides a run, by name: the rewards of its recipe that count, gate or credit, and the ear `listen`."""
     counting = {reward["gate"]["reward"] for reward in rewards if reward.get("gate")}
     named = {reward.get("name") or reward["kind"]: reward for reward in rewards}
-    counting |= {name for name, entry in named.items() if entry.get("weight", 1) > 0 or entry.get("unit_credit")}
+    counts = ("unit_credit", "word_credit")
+    counting |= {name for name, own in named.items() if own.get("weight", 1) > 0 or any(map(own.get, counts))}
     found = {name: entry for name, entry in named.items() if name in counting}
     return found | ({"listen": listen} if listen else {})
 

@@ -76,7 +76,7 @@ class AsrReward:
     def check(self, examples: Iterable[Example]) -> None:
         """InputError naming every row without a word to say."""
         if self.reference == "prompt":
-            check_rows(examples, _has_words)
+            check_rows(examples, check_words)
 
     def __call__(self, answers: Sequence[Answer]) -> list[Outcome]:
         return score_proper(answers, self._score, needs_text=self.reference == "written", needs_audio=True)
@@ -103,20 +103,21 @@ class AsrReward:
 
 def asked(answer: Answer, reference: Reference) -> str:
     """What should be said. "written": the text that the model wrote; "prompt": what the last user turn gives to say."""
-    return answer.utterance.text if reference == "written" else _prompt(answer.example)
+    return answer.utterance.text if reference == "written" else spoken_prompt(answer.example)
 
 
 def hear(ear: Ear, answers: Sequence[Answer]) -> list[str]:
     """What `ear` hears in each answer, whatever its sample rate, in the same order."""
-    return _by_rate(ear.transcribe, answers)
+    return by_rate(ear.transcribe, answers)
 
 
 def hear_words(ear: Ear, answers: Sequence[Answer]) -> list[list[Word]]:
     """The words that `ear` hears in each answer, in the same order."""
-    return _by_rate(ear.words, answers)
+    return by_rate(ear.words, answers)
 
 
-def _by_rate(listen: Callable, answers: Sequence[Answer]) -> list:
+def by_rate(listen: Callable, answers: Sequence[Answer]) -> list:
+    """What an ear's `listen` makes of each answer, in the same order; it is called with one sample rate at a time."""
     heard: dict[int, Any] = {}
     for rate in sorted({a.utterance.sample_rate for a in answers}):
         at_rate = [i for i, a in enumerate(answers) if a.utterance.sample_rate == rate]
@@ -135,12 +136,14 @@ def word_error_rate(written: str, heard: str) -> float:
     return jiwer.wer(reference, normalise(heard))
 
 
-def _prompt(example: Example) -> str:
+def spoken_prompt(example: Example) -> str:
+    """The text of the last turn."""
     return example.messages[-1].content.replace(AUDIO_MARK, " ")
 
 
-def _has_words(example: Example) -> None:
-    if not normalise(_prompt(example)):
+def check_words(example: Example) -> None:
+    """InputError when the last turn gives nothing to say."""
+    if not normalise(spoken_prompt(example)):
         raise InputError(
-            f"{example.where}: messages: expected words to say in the last turn, found {_prompt(example)!r}"
+            f"{example.where}: messages: expected words to say in the last turn, found {spoken_prompt(example)!r}"
         )

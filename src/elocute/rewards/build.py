@@ -25,6 +25,7 @@ from elocute.rewards.function import FunctionReward
 from elocute.rewards.guard import GuardReward
 from elocute.rewards.judge import JudgeReward
 from elocute.rewards.judge_cache import JudgeCache
+from elocute.rewards.likelihood import LikelihoodReward
 from elocute.rewards.local_chat import LocalChat
 from elocute.rewards.local_judge import LocalJudgeReward
 from elocute.rewards.outcome import Reward
@@ -60,6 +61,8 @@ def build_ear(spec: EarSpec) -> Ear:
 
 def _asr(spec: AsrSpec) -> Reward:
     ear, timed = build_ear(spec.ear), spec.word_credit > 0
+    if spec.form == "likelihood":
+        return LikelihoodReward(spec.name, ear, spec.reference, timed=timed)
     if timed and isinstance(ear, TransformersEar):
         ear.check_words()
     return AsrReward(spec.name, ear, spec.form, spec.reference, timed=timed)

@@ -5,8 +5,7 @@
   reward speaks equally loud whatever its scale. There is no declared range then.
 - A gate lets reward A count only where reward B reaches a threshold; elsewhere A contributes its lowest value.
 - One Invalid judgement makes the answer invalid: it gets the declared penalty. Otherwise one Unavailable judgement
-  makes it unavailable: it has no value. Rewards of weight 0 that gate nothing and credit no units are only
-  measured.
+  makes it unavailable: it has no value. Rewards of weight 0 without gate or credit are only measured.
 """
 
 import math
@@ -38,7 +37,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Weighted:
-    """A reward, what it counts and where. credited: it also counts by itself, for some units (training/credit.py)."""
+    """A reward, what it counts and where. credited: it also counts by itself, for some tokens (training/credit.py)."""
 
     reward: Reward
     weight: float = 1.0
@@ -87,7 +86,7 @@ def build_mixer(specs: Sequence[RewardSpec], mix: Mix, listen: EarSpec | None = 
     Raises InputError before anything is judged.
     """
     parts = [
-        Weighted(build_reward(s), s.weight, s.gate and Gate(s.gate.reward, s.gate.at_least), s.unit_credit is not None)
+        Weighted(build_reward(s), s.weight, s.gate and Gate(s.gate.reward, s.gate.at_least), s.credited)
         for s in specs
     ]
     return RewardMixer(
@@ -251,8 +250,10 @@ class RewardMixer:
         twice = [name for name, n in Counter(p.reward.name for p in parts).items() if n > 1]
         if twice:
             raise InputError(f"rewards: two are called {twice[0]!r}; give each its own `name`")
-        if not any(p.weight > 0 for p in parts) or any(p.weight < 0 for p in parts):
-            raise InputError("rewards: weights must be at least 0, and at least one above 0")
+        if any(p.weight < 0 for p in parts):
+            raise InputError("rewards: weights must be at least 0")
+        if not any(p.weight > 0 or (p.credited and self.scale == "group") for p in parts):
+            raise InputError("rewards: expected a weight above 0, or a credit with reward_mix.scale=group")
         for part in parts:
             if part.gate and (part.gate.reward not in self.parts or part.gate.reward == part.reward.name):
                 raise InputError(

@@ -43,6 +43,48 @@ class TransformersEar:
             for windows in heard
         ]
 
+    # ---- of CTC models ---------------------------------------------------------------------------------------------
+
+    def check_letters(self) -> None:
+        """InputError unless it is a CTC model of single letters, that can say when it heard them."""
+        if self.whisper or getattr(self.processor.tokenizer, "word_delimiter_token_id", None) is None:
+            raise InputError(f"{self.path}: form: likelihood: expected a CTC model of single letters")
+        self.check_words()
+
+    def log_probs(self, waveforms: list[np.ndarray], sample_rate: int) -> list[np.ndarray]:
+        """Of each letter at each frame: float64 [frames, letters] each; no frames where there is nothing to hear."""
+        heard = self._by_window(waveforms, sample_rate, self._letters)
+        silence = np.empty((0, self.model.config.vocab_size))
+        return [windows[0][1] if windows else silence for windows in heard]
+
+    def read(self, log_probs: np.ndarray) -> str:
+        """The likeliest letters of frames [frames, letters], as text."""
+        return self.processor.tokenizer.decode(log_probs.argmax(-1), skip_special_tokens=True)
+
+    def spell(self, word: str) -> list[int]:
+        """The letters of a word, in lower case. ValueError naming one that the model does not have."""
+        vocabulary = self.processor.tokenizer.get_vocab()
+        letters = word if "a" in vocabulary else word.upper()
+        if unknown := [letter for letter in letters if letter not in vocabulary]:
+            raise ValueError(f"the ear has no letter {unknown[0]!r}")
+        return [vocabulary[letter] for letter in letters]
+
+    @property
+    def space(self) -> int:
+        """The letter between words."""
+        return self.processor.tokenizer.word_delimiter_token_id
+
+    @property
+    def blank(self) -> int:
+        """The letter that is none."""
+        return self.processor.tokenizer.pad_token_id
+
+    @property
+    def seconds_a_frame(self) -> float:
+        return self.model.config.inputs_to_logits_ratio / self.rate
+
+    # ----------------------------------------------------------------------------------------------------------------
+
     def check_words(self) -> None:
         """InputError when the model cannot say when a word was spoken."""
         if self.whisper and not getattr(self.model.generation_config, "alignment_heads", None):
@@ -89,10 +131,8 @@ class TransformersEar:
             found = self._generated(batch, return_token_timestamps=True)
             ends = [len(waveform) / self.rate for waveform in batch]
             return [self._joined(*of) for of in zip(found["sequences"], found["token_timestamps"], ends, strict=True)]
-        frame = self.model.config.inputs_to_logits_ratio / self.rate
-        said = self.processor.tokenizer.batch_decode(
-            self._frames(batch), skip_special_tokens=True, output_word_offsets=True
-        )
+        frame, letters = self.seconds_a_frame, self._frames(batch)
+        said = self.processor.tokenizer.batch_decode(letters, skip_special_tokens=True, output_word_offsets=True)
         return [
             [Word(w["word"], w["start_offset"] * frame, w["end_offset"] * frame) for w in words if w["word"]]
             for words in said.word_offsets
@@ -125,14 +165,25 @@ class TransformersEar:
             return self.model.generate(**inputs, **how)
 
     def _frames(self, batch: list[np.ndarray]):
-        """The likeliest letter of each frame of a CTC model [B, frames]; a batch is padded to its longest."""
+        """The likeliest letter of each frame of a CTC model [B, frames]; frames of padding have none."""
+        logits, frames = self._logits(batch)
+        tokens = logits.argmax(-1)
+        for row, own in zip(tokens, frames, strict=True):
+            row[own:] = self.blank
+        return tokens
+
+    def _letters(self, batch: list[np.ndarray]) -> list[np.ndarray]:
+        logits, frames = self._logits(batch)
+        found = logits.double().log_softmax(-1).cpu().numpy()
+        return [row[:own] for row, own in zip(found, frames, strict=True)]
+
+    def _logits(self, batch: list[np.ndarray]):
+        """A CTC model's logits [B, frames, letters], a batch padded to its longest, and each row's own frames [B]."""
         import torch
 
         inputs = self.processor(batch, sampling_rate=self.rate, return_tensors="pt", padding=True).to(self.model.device)
         with torch.inference_mode():
-            tokens = self.model(**inputs).logits.argmax(-1)
-            if "attention_mask" in inputs:  # frames of padding spell letters too
-                frames = getattr(self.model, _FRAMES)(inputs["attention_mask"].sum(-1))
-                past = torch.arange(tokens.shape[1], device=tokens.device) >= frames[:, None]
-                tokens[past] = self.processor.tokenizer.pad_token_id
-        return tokens
+            logits = self.model(**inputs).logits
+        if "attention_mask" not in inputs:
+            return logits, [logits.shape[1]] * len(batch)
+        return logits, getattr(self.model, _FRAMES)(inputs["attention_mask"].sum(-1)).tolist()
