@@ -69,6 +69,7 @@ starter: $(STARTER_READY)
 	$(VENV)/bin/python -m starter.make_suites
 	$(VENV)/bin/python -m starter.make_expressive
 	$(VENV)/bin/python -m starter.train_listener
+	$(VENV)/bin/python -m starter.train_ear
 	$(VENV)/bin/python -m starter.train_tts_lm --out starter/tts_lm
 
 # The stamp is written last: an installation that was interrupted is taken up again.
