@@ -13,7 +13,8 @@ VARIANTS = {
     "paper": "the paper's sum",
     "gated": "scaled in the group, words before style",
     "gated_word_credit": "… and each word's own credit",
-    "gated_unit_credit": "… style from the first prosody units, and breaking units blamed: the recipe",
+    "gated_unit_credit": "… style from the first prosody units, and breaking units blamed",
+    "recipe": "the recipe: all credit local, words by their likelihood",
     "constant_judge": "audit: a judge that always says the same",
     "transcript_judge": "audit: a judge that only reads",
     "permuted_rewards": "audit: rewards of other answers",
@@ -33,30 +34,31 @@ def measured(folder: Path) -> dict[str, float]:
 
 
 def write(runs: Path, seeds: Sequence[int], steps: int) -> None:
-    """Write RESULT and the table in docs/prosody-rewards.md; only variants of which every seed is there."""
+    """Write RESULT and the table in docs/prosody-rewards.md, of what is there."""
     found = {}
     for variant in VARIANTS:
-        folders = [evaluation(runs, variant, seed) for seed in seeds]
-        if all((folder / "eval.json").exists() for folder in folders):
-            of = [measured(folder) for folder in folders]
-            found[variant] = {name: over_seeds([one[name] for one in of]) for name in METRICS}
-    values = provenance("benchmarks.rlaif_spa") | {"seeds": list(seeds), "steps": steps, "variants": found}
+        there = [seed for seed in seeds if (evaluation(runs, variant, seed) / "eval.json").exists()]
+        if there:
+            of = [measured(evaluation(runs, variant, seed)) for seed in there]
+            found[variant] = {name: over_seeds([one[name] for one in of]) for name in METRICS} | {"seeds": there}
+    values = provenance("benchmarks.rlaif_spa") | {"steps": steps, "variants": found}
     RESULT.write_text(json.dumps(values, indent=2) + "\n")
     write_table("rlaif_spa", markdown(values), Path("docs/prosody-rewards.md"))
 
 
 def markdown(values: dict) -> str:
     lines = [
-        f"Made by `{values['command']}`: {len(values['seeds'])} seeds, {values['steps']} steps, mean ± 95 % interval "
+        f"Made by `{values['command']}`: {values['steps']} steps, the recipe as many as it says, mean ± 95 % interval "
         "over seeds.",
         "",
-        "| reward | WER | labels heard as asked | F0 range, semitones | broken | paper's: WER, emotion |",
-        "|---" * 6 + "|",
+        "| reward | seeds | WER | emotion, speed as asked | F0 range, semitones | broken | paper's: WER, emotion |",
+        "|---" * 7 + "|",
     ]
     for variant, of in values["variants"].items():
         width = of["f0_range"]
         interval = "" if width["ci95"] is None else f" ± {width['ci95']:.1f}"
-        cells = [percent(of["wer"]), percent(of["label_alignment"]), f"{width['mean']:.1f}{interval}",
+        heard = f"{percent(of['label_alignment/emotion'])}, {percent(of['label_alignment/speed'])}"
+        cells = [str(len(of["seeds"])), percent(of["wer"]), heard, f"{width['mean']:.1f}{interval}",
                  percent(of["broken_audio"])]  # fmt: skip
         paper = "{}, {}".format(*PAPER[variant]) if variant in PAPER else "–"
         lines.append(f"| {VARIANTS[variant]} | " + " | ".join([*cells, paper]) + " |")
