@@ -12,7 +12,7 @@ benchmarks/results/training_flops*.json and the table in docs/performance.md.
 """
 
 import argparse
-import math
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, median
 
@@ -20,9 +20,8 @@ import torch
 
 from benchmarks import plain
 from benchmarks.plain import Work
-from elocute.models.batch import make_batch
 from elocute.rollout import Sampling, sample_groups
-from elocute.training.passes import CELLS, cut
+from elocute.training.passes import Limits, Piece, cut
 from elocute.training.policy import Policy
 from elocute.training.update import Rows
 
@@ -38,15 +37,14 @@ def answers(work: Work) -> Rows:
     return Rows.of([r.prompt for r in rollouts], [r.tokens for r in rollouts])
 
 
-def padding(rows: Rows, pieces: list[slice]) -> float:
+def padding(rows: Rows, pieces: Sequence[Piece]) -> float:
     """The share of what is worked on that is none of the tokens."""
     prompts = {id(prompt): len(prompt) for prompt in rows.prompts}
     real = sum(map(len, rows.answers)) + sum(prompts.values())
     worked = 0
     for piece in pieces:
-        asked = {id(prompt): len(prompt) for prompt in rows.prompts[piece]}
-        lengths = [len(answer) for answer in rows.answers[piece]]
-        worked += len(lengths) * max(lengths) + len(asked) * max(asked.values())
+        asked = {id(rows.prompts[row]): len(rows.prompts[row]) for row in piece}
+        worked += len(piece) * max(len(rows.answers[row]) for row in piece) + len(asked) * max(asked.values())
     return 1 - real / worked
 
 
@@ -62,10 +60,9 @@ def batch_flops(config, rows: Rows) -> float:
 def measure(work: Work) -> dict:
     torch.set_num_threads(work.threads)
     cuda = plain.device() == "cuda"
-    sampled = answers(work)
-    rows = sampled.by_length()
+    rows = answers(work)
     lengths = [len(answer) for answer in rows.answers]
-    pieces = cut(rows.prompts, lengths, rows=work.micro, cells=math.inf if cuda else CELLS)
+    pieces = cut(rows.prompts, lengths, Limits.of(plain.device(), work.micro))
     dtype = torch.bfloat16 if cuda else torch.float32
     peak = plain.matmul_peak(dtype)
     trained = torch.bfloat16 if work.shape == "7b" else torch.float32  # in float32 it and its gradient do not fit
@@ -77,20 +74,19 @@ def measure(work: Work) -> dict:
     def step() -> None:
         policy.zero_grad()
         for piece in pieces:
-            batch = make_batch(rows.prompts[piece], rows.answers[piece], selected[piece], plain.device())
-            policy(batch)[0].sum().backward()
+            policy(rows.batch(piece, selected[piece], plain.device()))[0].sum().backward()
 
     step()
     plain.start_peak()
     seconds = [second for _ in range(work.steps) for second in plain.timed(step, 0, 1)]
     peak = max(peak, plain.matmul_peak(dtype))
     flops = batch_flops(lm.model.config, rows)
-    every = [slice(start, start + work.micro) for start in range(0, len(lengths), work.micro)]
+    every = [range(len(lengths))[start : start + work.micro] for start in range(0, len(lengths), work.micro)]
     return {
         "answer_tokens": {"mean": mean(lengths), "shortest": min(lengths), "longest": max(lengths)},
         "passes": len(pieces),
         "padding": padding(rows, pieces),
-        "padding_in_order": padding(sampled, every),
+        "padding_in_order": padding(rows, every),
         "seconds": median(seconds),
         "lowest": min(seconds),
         "highest": max(seconds),

@@ -341,24 +341,6 @@ def learn(setting: Setting, cells) -> tuple[dict[str, float], dict[str, torch.Te
     return setting.update(rows, None, LAMBDA).values, setting.gradients()
 
 
-def test_rows_by_length_are_the_same_rows_and_a_prompts_stay_together(tiny_lm):
-    draw = torch.Generator().manual_seed(3)
-    answers = make_answers(tiny_lm.layout, draw)
-    short, long, single = (torch.tensor([number]) for number in (40, 41, 42))
-    rows = Rows.of([long, long, short, short, short, single], [answers[row] for row in (2, 0, 4, 3, 1, 5)])
-    rows.advantage = torch.arange(6.0)
-    rows.sampler_logp = torch.arange(6.0)[:, None].expand(rows.padded.ids.shape)
-    rows.leave_out(torch.tensor([True, True, True, False, True, True]))
-    sorted_rows = rows.by_length()
-    assert sorted_rows.prompts == [short, short, short, single, long, long]
-    order = [2, 3, 4, 5, 1, 0]
-    assert sorted_rows.answers == [rows.answers[row] for row in order]
-    assert sorted_rows.advantage.tolist() == sorted_rows.sampler_logp[:, 0].tolist() == order
-    assert sorted_rows.padded.ids.equal(rows.padded.ids[order])
-    assert sorted_rows.padded.action.equal(rows.padded.action[order])
-    assert (sorted_rows.counted, sorted_rows.credit, sorted_rows.old_logp) == (5, None, None)
-
-
 @pytest.mark.parametrize("normaliser", ["sequence", "token", "group"])
 @pytest.mark.parametrize("overrides", [[], ["objective.kl.estimator=exact"], [f"{PG}.clip=0.1"]], ids=" ".join)
 def test_an_unavailable_rollout_changes_nothing(model_folder, normaliser, overrides):

@@ -227,10 +227,10 @@ class Trainer:
 
     def _mix(self, experience: Experience | None, examples: list[Example]) -> Callable[[], dict]:
         """What accumulates the gradient of SFT, policy gradient and KL, mixed by λ, and says what to log."""
-        targets = self.target_rows(examples).by_length() if self.targets else None
+        targets = self.target_rows(examples) if self.targets else None
         rollouts, raw = None, None
         if experience is not None:
-            rollouts = self.rollout_rows(experience).by_length()
+            rollouts = self.rollout_rows(experience)
             if isinstance(self.mixing, AdaptiveMixing):
                 raw = self.mixing.raw(experience.rewards, experience.available)
             if self.recipe.optim.updates_per_rollout > 1:

@@ -4,19 +4,18 @@ Each component is Σ coefficient · weight · loss over all selected tokens of a
 component's own global normaliser, so micro-batches, padding and ranks do not change the result.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
 
-from elocute.models.batch import make_batch, pad_tokens
+from elocute.models.batch import Batch, make_batch, pad_tokens
 from elocute.models.layout import Tokens
 from elocute.objectives.policy_gradient import policy_gradient, truncated_importance
 from elocute.objectives.tokens import modality_weights, scope_mask, token_coefficients
 from elocute.recipe.schema import Recipe
-from elocute.training.passes import CELLS, cut
+from elocute.training.passes import Limits, Piece, cut
 from elocute.training.policy import Reference, kl_per_token
 from elocute.training.share import synchronise
 
@@ -42,25 +41,10 @@ class Rows:
     def of(cls, prompts: Sequence[torch.Tensor], answers: Sequence[Tokens]) -> "Rows":
         return cls(list(prompts), list(answers), pad_tokens(answers), len(answers))
 
-    def by_length(self) -> "Rows":
-        """The same rows, prompts with long answers last, a prompt's long answers last: so a pass holds little padding.
-
-        A prompt's answers, which stand beside each other, stay so: it is run once for those of a pass.
-        """
-        longest: dict[int, int] = {}
-        for prompt, answer in zip(self.prompts, self.answers, strict=True):
-            longest[id(prompt)] = max(len(answer), longest.get(id(prompt), 0))
-        first = {id(prompt): row for row, prompt in reversed(list(enumerate(self.prompts)))}
-
-        def place(row: int) -> tuple[int, int, int]:
-            prompt = id(self.prompts[row])
-            return longest[prompt], first[prompt], len(self.answers[row])
-
-        order = sorted(range(len(self.prompts)), key=place)
-        tensors = {name: value[order] for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        padded = Tokens(self.padded.ids[order], self.padded.text[order], self.padded.action[order])
-        prompts, answers = ([values[row] for row in order] for values in (self.prompts, self.answers))
-        return replace(self, prompts=prompts, answers=answers, padded=padded, **tensors)
+    def batch(self, piece: Piece, selected: torch.Tensor, device) -> Batch:
+        """Some of the rows, in this order, and of their cells those that `selected` [rows, T] marks."""
+        prompts, answers = ([values[row] for row in piece] for values in (self.prompts, self.answers))
+        return make_batch(prompts, answers, selected, device)
 
     def leave_out(self, available: torch.Tensor) -> None:
         """Rows [B] that no judge could judge contribute nothing: no token, no share of a denominator or metric."""
@@ -112,9 +96,9 @@ class Update:
         selected = self._scope(rollouts)
         rollouts.old_logp = torch.zeros(selected.shape)
         for piece in self._pieces(rollouts):
-            batch = make_batch(rollouts.prompts[piece], rollouts.answers[piece], selected[piece], self.device)
+            batch = rollouts.batch(piece, selected[piece], self.device)
             logp, _ = self.policy(batch, self.recipe.rollout.temperature)
-            rollouts.old_logp[piece][selected[piece]] = logp.float().cpu()
+            rollouts.old_logp[torch.tensor(piece)[batch.rows.cpu()], batch.columns.cpu()] = logp.float().cpu()
 
     # coefficients
 
@@ -146,10 +130,10 @@ class Update:
 
     # losses of one micro-batch
 
-    def _policy_loss(self, rows: Rows, coefficients, piece: slice, totals: Totals) -> torch.Tensor:
+    def _policy_loss(self, rows: Rows, coefficients, piece: Piece, totals: Totals) -> torch.Tensor:
         parts = {name: value[piece] for name, value in coefficients.items()}
         selected = torch.stack([value != 0 for value in parts.values()]).any(0)
-        batch = make_batch(rows.prompts[piece], rows.answers[piece], selected, self.device)
+        batch = rows.batch(piece, selected, self.device)
         logp, kl = kl_per_token(self.recipe, self.policy, batch, self.reference)
 
         def pick(values: torch.Tensor) -> torch.Tensor:
@@ -186,11 +170,10 @@ class Update:
                 totals.add(f"kl/{modality}_tokens", (weight != 0).sum())
         return loss
 
-    def _sft_loss(self, rows: Rows, coefficients, piece: slice, totals: Totals) -> torch.Tensor:
+    def _sft_loss(self, rows: Rows, coefficients, piece: Piece, totals: Totals) -> torch.Tensor:
         weight = coefficients["sft"][piece]
         selected = weight != 0
-        batch = make_batch(rows.prompts[piece], rows.answers[piece], selected, self.device)
-        logp, _ = self.policy(batch)
+        logp, _ = self.policy(rows.batch(piece, selected, self.device))
         loss = (weight[selected].to(self.device) * -logp).sum()
         totals.add("loss/sft", loss.detach())
         text = rows.padded.text[piece][selected].to(self.device)
@@ -199,11 +182,10 @@ class Update:
             totals.add(f"nll/{modality}_tokens", mask.sum())
         return loss
 
-    def _pieces(self, rows: Rows) -> list[slice]:
-        cells = CELLS if self.device.type == "cpu" else math.inf
+    def _pieces(self, rows: Rows) -> list[Piece]:
+        limits = Limits.of(self.device.type, self.recipe.optim.micro_batch)
         share = not self.recipe.gradient_checkpointing
-        lengths = [len(answer) for answer in rows.answers]
-        return cut(rows.prompts, lengths, rows=self.recipe.optim.micro_batch, cells=cells, share_prompts=share)
+        return cut(rows.prompts, [len(answer) for answer in rows.answers], limits, share_prompts=share)
 
     def _jobs(self, rows, coefficients, loss_of):
         return [(loss_of, rows, coefficients, piece) for piece in self._pieces(rows)]
