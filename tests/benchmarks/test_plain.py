@@ -5,7 +5,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks import plain
-from benchmarks.training_flops import padding
+from benchmarks.plain import Work
+from benchmarks.training_flops import padding, passes
 from elocute.models.layout import Tokens
 from elocute.training.update import Rows
 
@@ -25,6 +26,17 @@ def test_padding_is_what_is_worked_on_beside_the_tokens():
     short, long = torch.zeros(3), torch.zeros(5)
     answers = [Tokens(*torch.zeros(3, length, dtype=torch.long)) for length in (4, 6, 10)]
     rows = Rows.of([short, short, long], answers)
-    assert padding(rows, [slice(0, 3)]) == 1 - (20 + 8) / (3 * 10 + 2 * 5)
-    assert padding(rows, [slice(0, 1), slice(1, 3)]) == 1 - (20 + 8) / (4 + 3 + 2 * 10 + 2 * 5)
-    assert padding(rows, [slice(0, 1), slice(1, 2), slice(2, 3)]) == 1 - (20 + 8) / (20 + 3 + 3 + 5)
+    assert padding(rows, [[0, 1, 2]]) == 1 - (20 + 8) / (3 * 10 + 2 * 5)
+    assert padding(rows, [[0], [2, 1]]) == 1 - (20 + 8) / (4 + 3 + 2 * 10 + 2 * 5)
+    assert padding(rows, [[0], [1], [2]]) == 1 - (20 + 8) / (20 + 3 + 3 + 5)
+
+
+def test_a_pairs_answers_stay_together():
+    prompts = [torch.zeros(3), torch.zeros(3)]
+    answers = [Tokens(*torch.zeros(3, length, dtype=torch.long)) for length in (40, 399, 400, 30)]
+    rows, work = Rows.of([prompts[0]] * 2 + [prompts[1]] * 2, answers), Work("starter", None, 2, 2, 400, 4, 1, 1)
+    alone = passes(rows, work, pairs=False)["pieces"]
+    assert {frozenset(piece) for piece in alone} == {frozenset({0, 3}), frozenset({1, 2})}
+    found = passes(rows, work, pairs=True)
+    assert found["pieces"] == [[0, 1, 2, 3]]
+    assert found["padding"] == found["padding_in_order"] == 1 - (869 + 6) / (4 * 400 + 2 * 3)

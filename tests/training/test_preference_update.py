@@ -1,7 +1,9 @@
 """A preference step's loss and gradient against a twin that loops over tokens in float64 over the whole vocabulary."""
 
 import copy
+import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,10 +15,12 @@ from elocute.models.layout import Tokens
 from elocute.recipe import Recipe, load_recipe
 from elocute.training import preference_update
 from elocute.training.pairs import Pair
+from elocute.training.passes import Limits
 from elocute.training.policy import Reference, load_policy
 from elocute.training.preference_update import PreferenceUpdate, score_pairs
 
 WEIGHTS = [1.0, 0.5, 2.0]
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +58,7 @@ class Setting:
         with torch.no_grad():
             for parameter in self.policy.parameters():
                 parameter += 0.02 * torch.randn(parameter.shape, generator=draw)
-        sums = score_pairs(lambda batch: self.reference.logprobs(batch, 1.0), pairs, "all", 4, "cpu")
+        sums = score_pairs(recipe, lambda batch: self.reference.logprobs(batch, 1.0), pairs, "all", CPU)
         self.pairs = [pair._replace(reference=known) for pair, known in zip(pairs, sums, strict=True)]
         self.update = PreferenceUpdate(recipe, self.policy, Accelerator(cpu=True))
 
@@ -163,33 +167,51 @@ def whole(model_folder):
     return setting, totals, setting.gradients()
 
 
-@settings(max_examples=8, suppress_health_check=[HealthCheck.too_slow])
-@given(order=st.permutations(range(3)), micro_batch=st.integers(1, 6))
-def test_padding_and_the_order_of_pairs_are_invisible(whole, order, micro_batch):
-    setting, totals, gradients = whole
-    setting.update.micro_batch = micro_batch
-    assert setting.update([setting.pairs[i] for i in order]).values == pytest.approx(totals, rel=1e-5, abs=1e-6)
-    assert_same_gradients(setting.gradients(), gradients, 1e-5)
-
-
-def test_a_pair_is_one_micro_batch_at_least_and_runs_its_prompt_once(whole, monkeypatch):
-    setting = whole[0]
+@pytest.fixture
+def limited(whole, monkeypatch):
+    """Passes of at most so many rows and cells; each batch made so far."""
     batches = []
     make_batch = preference_update.make_batch
     monkeypatch.setattr(preference_update, "make_batch", lambda *a: batches.append(make_batch(*a)) or batches[-1])
-    for micro_batch, pairs in ((1, [1, 1, 1]), (2, [1, 1, 1]), (5, [2, 1]), (6, [3])):
-        setting.update.micro_batch = micro_batch
+
+    def limit(rows: int, cells: float) -> list:
+        limits = Limits(rows, cells, 16)
+        monkeypatch.setattr(preference_update, "Limits", SimpleNamespace(of=lambda device, micro_batch: limits))
         batches.clear()
+        return batches
+
+    yield limit
+    whole[0].policy.zero_grad()
+
+
+@settings(max_examples=8, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@given(order=st.permutations(range(3)), rows=st.integers(1, 6), cells=st.sampled_from([1, 60, math.inf]))
+def test_padding_passes_and_the_order_of_pairs_are_invisible(whole, limited, order, rows, cells):
+    setting, totals, gradients = whole
+    limited(rows, cells)
+    shuffled = [setting.pairs[i] for i in order]
+    assert setting.update(shuffled).values == pytest.approx(totals, rel=1e-5, abs=1e-6)
+    assert_same_gradients(setting.gradients(), gradients, 1e-5)
+    ours = score_pairs(setting.recipe, lambda batch: setting.reference.logprobs(batch, 1.0), shuffled, "all", CPU)
+    torch.testing.assert_close(ours, torch.stack([pair.reference for pair in shuffled]), rtol=1e-6, atol=1e-5)
+
+
+def test_a_pair_is_one_pass_at_least_and_runs_its_prompt_once(whole, limited):
+    """Its answers are 19, 40 and 15 steps long at most: those of like length go together, none beside a long one."""
+    setting = whole[0]
+    for rows, cells, passes in [(1, math.inf, 3), (4, math.inf, 2), (6, math.inf, 2), (6, 100, 2), (6, 1, 3)]:
+        batches = limited(rows, cells)
         setting.update(setting.pairs)
-        assert [len(batch.prompts) for batch in batches] == pairs
-        assert [len(batch.answer_ids) for batch in batches] == [2 * n for n in pairs]
-    setting.policy.zero_grad()
+        assert len(batches) == passes
+        assert all(len(batch.answer_ids) == 2 * len(batch.prompts) for batch in batches)
+        longest = [batch.answer_ids.shape[1] for batch in batches]
+        assert max(longest) not in [n for n, batch in zip(longest, batches, strict=True) if len(batch.prompts) > 1]
 
 
 def test_what_is_measured_is_what_the_pairs_say(whole):
     setting, totals, _ = whole
     with torch.no_grad():
-        ours = score_pairs(lambda batch: setting.policy(batch)[0], setting.pairs, "all", 4, "cpu")
+        ours = score_pairs(setting.recipe, lambda batch: setting.policy(batch)[0], setting.pairs, "all", CPU)
     theirs = torch.stack([pair.reference for pair in setting.pairs])
     rewards = setting.recipe.objective.beta * (ours - theirs).sum(-1)
     margin = rewards[:, 0] - rewards[:, 1]
@@ -227,5 +249,5 @@ def test_the_reference_of_lora_is_the_model_with_the_adapter_off(model_folder):
         adapter = [parameter for name, parameter in setting.policy.network.named_parameters() if "lora_" in name]
         for parameter in adapter:
             parameter.zero_()
-    ours = score_pairs(lambda batch: setting.policy(batch)[0], setting.pairs, "all", 4, "cpu")
+    ours = score_pairs(setting.recipe, lambda batch: setting.policy(batch)[0], setting.pairs, "all", CPU)
     torch.testing.assert_close(ours, torch.stack([pair.reference for pair in setting.pairs]), rtol=1e-6, atol=1e-5)

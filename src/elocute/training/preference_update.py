@@ -1,9 +1,9 @@
 """One optimiser step's gradient of a preference loss: mean over pairs, plus a supervised loss on the chosen answers.
 
 Log-probs are those of temperature 1, whatever the temperature that answers were sampled with: DPO's reward is the
-model's own log-ratio to the reference. A pair's two answers stand in one micro-batch, where their prompt is run once.
-The denominators are counts over all pairs of all ranks, so micro-batches, padding, the order of pairs and ranks do not
-change the result.
+model's own log-ratio to the reference. A pair's two answers stand in one pass (passes.py), where their
+prompt is run once. The denominators are counts over all pairs of all ranks, so passes, padding, the order of pairs and
+ranks do not change the result.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +16,7 @@ from elocute.objectives.dpo import PairLosses, answer_logprobs, modality_sums, p
 from elocute.objectives.tokens import modality_weights, scope_mask, token_coefficients
 from elocute.recipe.schema import Dpo, Recipe
 from elocute.training.pairs import Pair
+from elocute.training.passes import Limits, Piece, cut
 from elocute.training.share import synchronise
 from elocute.training.update import Totals
 
@@ -48,27 +49,32 @@ class Answers:
 
 @torch.no_grad()
 def score_pairs(
+    recipe: Recipe,
     score: Score,
     pairs: Sequence[Pair],
     scope: str,
-    micro_batch: int,
-    device,
+    device: torch.device,
     progress: Callable[[int], None] = lambda done: None,
 ) -> torch.Tensor:
     """The log-probs of all answers summed by modality, over the tokens in scope: float64 [n, 2, 2] on the CPU."""
-    found, done = [torch.zeros(0, 2, 2, dtype=torch.float64)], 0
-    for piece in pieces(pairs, micro_batch):
-        answers = Answers(piece, device)
-        found.append(answers.sums(answers.logprobs(score, answers.scope(scope))).cpu())
+    found, done = torch.zeros(len(pairs), 2, 2, dtype=torch.float64), 0
+    for piece in pieces(recipe, pairs, device):
+        answers = Answers([pairs[place] for place in piece], device)
+        found[piece] = answers.sums(answers.logprobs(score, answers.scope(scope))).cpu()
         done += len(piece)
         progress(done)
-    return torch.cat(found)
+    return found
 
 
-def pieces(pairs: Sequence[Pair], micro_batch: int) -> list[Sequence[Pair]]:
-    """Pairs whose answers make up a micro-batch, one pair at least."""
-    size = max(1, micro_batch // 2)
-    return [pairs[start : start + size] for start in range(0, len(pairs), size)]
+def pieces(recipe: Recipe, pairs: Sequence[Pair], device: torch.device) -> list[Piece]:
+    """Places of the pairs that are run together, one pair at least."""
+    return cut(
+        [pair.prompt for pair in pairs],
+        [max(len(pair.chosen), len(pair.rejected)) for pair in pairs],
+        Limits.of(device.type, recipe.optim.micro_batch),
+        share_prompts=not recipe.gradient_checkpointing,
+        answers=2,
+    )
 
 
 def compare(spec: Dpo, pairs: Sequence[Pair], sums: torch.Tensor, answers: Answers) -> PairLosses:
@@ -97,7 +103,7 @@ class PreferenceUpdate:
     """Computes gradients for one optimiser step. `policy` may be wrapped by accelerate."""
 
     def __init__(self, recipe: Recipe, policy, accelerator: Accelerator):
-        self.spec, self.micro_batch = recipe.objective, recipe.optim.micro_batch
+        self.recipe, self.spec = recipe, recipe.objective
         self.policy, self.accelerator = policy, accelerator
         self.device = accelerator.device
 
@@ -105,10 +111,11 @@ class PreferenceUpdate:
         """Accumulate the gradient of the whole objective into the parameters. pairs: this rank's, maybe none."""
         totals = self._totals()
         counted, sft_tokens = self._counts(pairs)
-        jobs = pieces(pairs, self.micro_batch) or [[]]
+        jobs = pieces(self.recipe, pairs, self.device) or [[]]
         for index, piece in enumerate(jobs):
+            some = [pairs[place] for place in piece]
             with synchronise(self.accelerator, self.policy, index + 1 == len(jobs)):
-                loss = self._loss(piece, counted, sft_tokens, totals) if piece else self.policy(None)[0].sum()
+                loss = self._loss(some, counted, sft_tokens, totals) if some else self.policy(None)[0].sum()
                 # DDP averages gradients over ranks; the loss already divides by the global counts.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
         return totals

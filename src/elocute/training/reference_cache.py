@@ -45,12 +45,7 @@ def cached_sums(
     mine = slice(accelerator.process_index, None, accelerator.num_processes)
     sums = torch.zeros(len(pairs), 2, 2, dtype=torch.float64)
     sums[mine] = score_pairs(
-        lambda batch: reference.logprobs(batch, 1.0),
-        pairs[mine],
-        "all",
-        recipe.optim.micro_batch,
-        accelerator.device,
-        progress,
+        recipe, lambda batch: reference.logprobs(batch, 1.0), pairs[mine], "all", accelerator.device, progress
     )
     sums = accelerator.reduce(sums.to(accelerator.device), "sum").cpu()
     if accelerator.is_main_process:
