@@ -25,7 +25,9 @@ def test_a_model_of_7_billion_by_hand():
     assert sizes.weights == 2 * 152_064 * 3584 + 28 * layer + 3584 == 7_615_616_512
     assert (sizes.layers, sizes.vocabulary) == (28, (152_064, 3584))
     assert sizes.keys_values == 28 * 2 * 4 * 128
-    assert sizes.activations == 28 * (9 * 3584 + 2 * 512 + 3 * 18_944)
+    assert sizes.activations == 28 * (9 * 3584 + 2 * 512 + 4 * 18_944)
+    assert sizes.widest == 18_944
+    assert sizes.joined == 28 * (2 * 3584 * 3584 + 2 * 512 * 3584 + 3 * 3584 * 18_944)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +49,34 @@ def test_they_are_those_of_the_network(config, tmp_path):
     kept = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
     assert sizes.keys_values * 2 == kept
     assert sizes.layers == 3
+
+
+@pytest.mark.parametrize(
+    ("config", "least", "most"),
+    [
+        (LlamaConfig(**SMALL, intermediate_size=88), 0.99, 1.01),
+        (Qwen2Config(**SMALL, intermediate_size=160, num_key_value_heads=2), 0.99, 1.01),
+        (OPTConfig(**SMALL, ffn_dim=128, word_embed_proj_dim=32), 1, 1.3),
+    ],
+    ids=["llama", "qwen2", "opt"],
+)
+def test_activations_are_what_a_forward_pass_keeps(config, least, most):
+    network = AutoModelForCausalLM.from_config(config)
+    weights = {weight.untyped_storage().data_ptr() for weight in network.parameters()}
+
+    def kept(steps: int) -> int:
+        """Bytes, each tensor once."""
+        found: dict[int, torch.UntypedStorage] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            network.base_model(input_ids=torch.zeros(1, steps, dtype=torch.long))
+        return sum(storage.nbytes() for place, storage in found.items() if place not in weights)
+
+    assert least < 4 * sizes_by_config(config).activations * 32 / (kept(64) - kept(32)) < most
 
 
 def test_without_safetensors_the_config_says_it(tmp_path):

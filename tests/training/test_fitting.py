@@ -14,10 +14,11 @@ from elocute.recipe import load_recipe
 from elocute.training import trainer as trainer_module
 from elocute.training.fitting import changed, check_memory, fitting
 from elocute.training.machine import GIB, Machine
-from elocute.training.memory import Lengths, reckon
+from elocute.training.memory import _LIBRARIES, Lengths, reckon
 from elocute.training.trainer import Trainer
 
 WAVALIGN = "recipes/starter/wavalign.yaml"
+SMALL = _LIBRARIES + (20 << 20)
 LENGTHS = Lengths(prompt=200, answer=100, evaluated=64)
 
 
@@ -41,7 +42,7 @@ LORA = ("lora.rank=16", "dtype=bfloat16", "optim.micro_batch=16")
     ("overrides", "gib", "expected"),
     [
         (LORA, 80, {"optim.micro_batch": 8}),
-        (LORA, 30, {"optim.micro_batch": 2}),
+        (LORA, 30, {"optim.micro_batch": 1}),
         (("lora.rank=16", "optim.micro_batch=2", "rollout.max_new_tokens=512"), 50, {"dtype": "bfloat16"}),
         ((*LORA, "rollout.group_size=64", "optim.micro_batch=1"), 40, {"rollout.prompts_per_step": 4}),
         (("optim.micro_batch=2",), 80, {"lora.rank": 8}),
@@ -92,7 +93,7 @@ def given(tiny_lm, tmp_path):
 
 def test_it_is_refused_before_anything_is_loaded(given, monkeypatch):
     monkeypatch.setattr(trainer_module, "load_policy", lambda recipe: pytest.fail("the model was loaded"))
-    monkeypatch.setattr(Machine, "here", classmethod(lambda cls: cls(20 << 20)))
+    monkeypatch.setattr(Machine, "here", classmethod(lambda cls: cls(SMALL)))
     with pytest.raises(InputError) as caught:
         Trainer(given())
     line = str(caught.value)
@@ -100,10 +101,10 @@ def test_it_is_refused_before_anything_is_loaded(given, monkeypatch):
     changes = re.search(r"main memory; (.*) needs 0\.\d+ GiB; memory_check=false", line)[1].split()
     assert any(word.startswith("optim.micro_batch=") for word in changes)
     rows = read_rows(given().data.train)
-    smaller = check_memory(given(*changes), rows, Machine(20 << 20))
-    assert smaller.bytes <= 20 << 20
+    smaller = check_memory(given(*changes), rows, Machine(SMALL))
+    assert smaller.bytes <= SMALL
     with pytest.raises(InputError):
-        check_memory(given(), rows, Machine(20 << 20))
+        check_memory(given(), rows, Machine(SMALL))
 
 
 def test_who_knows_better_starts_it(given):
@@ -132,8 +133,9 @@ def test_a_dry_run_says_it(given, monkeypatch, capsys, tmp_path):
 def test_lora_is_no_advice_where_it_finds_nothing():
     network = LlamaForCausalLM(LlamaConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=1, vocab_size=50))
     odd = Sizes({name.replace("_proj", ""): tuple(weight.shape) for name, weight in network.named_parameters()})
-    need = reckon(recipe(), odd, Lengths(), Machine(None))
-    assert "lora.rank" not in (fitting(recipe(), odd, Lengths(), Machine(need.parts["weights"] * 3)) or {})
+    need = reckon(recipe(), odd, Lengths(), Machine(None, gpu=True))
+    machine = Machine(need.parts["weights"] * 3, gpu=True)
+    assert "lora.rank" not in (fitting(recipe(), odd, Lengths(), machine) or {})
 
 
 def test_models_of_this_repository_fit_their_recipes():

@@ -16,6 +16,7 @@ from elocute.errors import InputError
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 _KEYS_VALUES = re.compile(r"(?:^|\.)[kv]_proj\.")
 _JOINED = re.compile(r"(?:^|\.)(?:c_attn|qkv_proj|query_key_value)\.")
+_GATE = re.compile(r"(?:^|\.)gate_proj\.")
 _COMPUTED = re.compile(r"rotary_emb\.inv_freq$")
 
 Shape = Sequence[int]
@@ -59,17 +60,30 @@ class Sizes:
         return total
 
     @cached_property
-    def activations(self) -> int:
-        """Numbers that a step's forward pass keeps for its backward pass: what goes into each layer's linear maps, and
-        what comes out of them.
+    def widest(self) -> int:
+        """Numbers of a step that go into, or come out of, the largest map of a layer."""
+        return max((max(s) for name, s in self.shapes.items() if _LAYER.search(name) and len(s) == 2), default=0)
 
-        Counted on Llama, Qwen2 and Qwen3 they are a fifth to two fifths more (norms, activation functions), on OPT a
-        fifth less.
+    @cached_property
+    def joined(self) -> int:
+        """Numbers that decoding in float32 has a second time: of layers of Llama's or Qwen2's kind (models/lean.py)."""
+        maps = {name: shape for name, shape in self.shapes.items() if _LAYER.search(name) and len(shape) == 2}
+        lean = any(_GATE.search(name) for name in maps) and not any("q_norm" in name for name in self.shapes)
+        return sum(map(prod, maps.values())) if lean else 0
+
+    @cached_property
+    def activations(self) -> int:
+        """Numbers that a step's forward pass keeps for its backward pass: what goes into each layer's linear maps, what
+        comes out of them, and what an activation function makes of a gate.
+
+        A norm keeps two of its width, but the maps behind it keep the same: on Llama and Qwen2 that comes to what there
+        is, on Qwen3, which norms queries and keys, to an eighth less, on OPT, without a gate, to a quarter more.
         """
         total = 0
         for name, shape in self.shapes.items():
             if _LAYER.search(name) and len(shape) == 2:
-                total += sum(shape) * (self.cells[1] if self._per_cell(name) else 1)
+                kept = sum(shape) + (shape[0] if _GATE.search(name) else 0)
+                total += kept * (self.cells[1] if self._per_cell(name) else 1)
             elif _LAYER.search(name) and len(shape) == 3:  # a cell's own weights each
                 total += shape[0] * sum(shape[1:])
         return total

@@ -3,8 +3,9 @@
 A process needs most at one of these moments; the highest counts:
 
     rollout, evaluation    weights, AdamW's two moments, the reference's copy, keys and values, a step's logits
-    update                 the same, gradients, a micro-batch's activations, the head's new gradient
-    step                   the same, gradients, on a GPU the optimiser's scratch
+    update                 the same, gradients, a pass's activations, the head's new gradient
+    backward's end         the same, of several passes the gradients so far and the last one's
+    step                   the same, gradients, the optimiser's scratch
     saving                 with LoRA: the weights again, merged
 
 What is not known before it is loaded is left out or taken at its least: codec and judges, prompts and recorded answers.
@@ -14,7 +15,9 @@ An estimate above what there is says that the run cannot fit; one a little below
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from math import prod
 from pathlib import Path
+from typing import NamedTuple
 
 import soundfile
 
@@ -24,12 +27,23 @@ from elocute.errors import InputError
 from elocute.models.sizes import Sizes
 from elocute.recipe.schema import Dpo, Fixed, Recipe
 from elocute.training.machine import GIB, Machine
+from elocute.training.passes import Limits
 
 FLOAT = 4
 _DRAWING = 28
 """Bytes for each row and word of the vocabulary while a step is drawn (`draw` of rollout/sampler.py)."""
 _TILES = 16 << 20
 """Logits of the log-probs (objectives/logprobs.py)."""
+_NORMS = 4
+"""Times the width that a layer's two norms keep in float32, whatever the dtype."""
+_ENDS = 8
+"""Times the width that each cell is kept at the trunk's end: what goes into the last norm and what comes out of it, the
+states joined and selected, and in the log-probs what they expect; and the gradients of these."""
+_LIBRARIES = 64 << 20
+"""What the smallest network's run takes of main memory: code that is loaded when it is first run, a codec."""
+_MAPPED = 32 << 20
+"""Blocks larger than that glibc gives back one by one. Smaller ones lie in its heap, where those that are freed between
+what is kept leave holes into which the next, of another size, do not fit."""
 _ROWS = 64
 """Whose lengths are looked at."""
 _CHARACTERS, _UNITS = 4, 12.5
@@ -71,15 +85,23 @@ def reckon(recipe: Recipe, sizes: Sizes, lengths: Lengths, machine: Machine) -> 
     standing["AdamW"] = 2 * FLOAT * trained
     if recipe.objective.uses_reference and recipe.lora is None:
         standing["reference"] = stored * sizes.weights
+    if not machine.gpu:
+        standing["libraries"] = _LIBRARIES
     # Autocast copies what is trained, for as long as a forward pass lasts; the backward pass keeps some of it longer.
     running = standing | ({"weights in bfloat16": 2 * trained} if _width(recipe) < stored else {})
     gradients = FLOAT * trained * (2 if machine.processes > 1 else 1)  # torch's DDP has them again, in buckets
-    added = gradients if _micro_batches(recipe, machine) > 1 else 0
+    added = gradients if sum(job.passes for job in _jobs(recipe, lengths, machine)) > 1 else 0
+    # Where torch has no operation for all weights at once it is a weight after the other, and twice the largest.
+    scratch = FLOAT * trained if machine.gpu else 2 * FLOAT * min(trained, prod(sizes.vocabulary))
     moments = {
-        "step": standing | {"gradients": gradients, "scratch": FLOAT * trained if machine.gpu else 0},
+        "step": standing | {"gradients": gradients, "scratch": scratch},
         "update": running | {"gradients": added} | _update(recipe, sizes, lengths, machine),
-        "evaluation": running | _sampling(recipe, sizes, lengths, min(recipe.evaluation.batch, lengths.evaluated)),
+        # A weight's gradient is added once it is whole, and a part of it, if 0, comes last (`Policy.forward`).
+        "backward's end": running | {"gradients": added + FLOAT * trained},
     }
+    if lengths.evaluated:
+        rows = min(recipe.evaluation.batch, lengths.evaluated)
+        moments["evaluation"] = running | _sampling(recipe, sizes, lengths, rows)
     if recipe.objective.samples and recipe.rollout.vllm is None:  # a server's memory is its own
         rows = _prompts(recipe, machine) * _group(recipe)
         moments["rollout"] = running | _sampling(recipe, sizes, lengths, rows)
@@ -121,42 +143,64 @@ def _width(recipe: Recipe) -> int:
 
 def _sampling(recipe: Recipe, sizes: Sizes, lengths: Lengths, rows: int) -> dict[str, int]:
     kept = rows * (lengths.prompt + recipe.rollout.max_new_tokens) * sizes.keys_values
-    return {"keys and values": kept * _width(recipe), "logits": rows * sizes.vocabulary[0] * _DRAWING}
+    return {
+        "keys and values": kept * _width(recipe),
+        "joined weights": FLOAT * sizes.joined if _width(recipe) == FLOAT else 0,
+        "logits": rows * sizes.vocabulary[0] * _DRAWING,
+    }
 
 
 def _update(recipe: Recipe, sizes: Sizes, lengths: Lengths, machine: Machine) -> dict[str, int]:
-    """Of the largest micro-batch."""
-    rows, answer = max(_batches(recipe, lengths, machine), key=lambda batch: batch[0] * batch[1])
-    (words, width), layers = sizes.vocabulary, max(1, sizes.layers)
-    layer = sizes.activations // layers  # beside what is kept, the backward pass has a layer's gradients
+    """Of the largest pass."""
+    job = max(_jobs(recipe, lengths, machine), key=lambda job: job.rows * job.answer)
+    (words, width), layers, size = sizes.vocabulary, max(1, sizes.layers), _width(recipe)
+    # What goes into the norms, and what they make of it, stays float32.
+    layer = size * sizes.activations // layers + (0 if size == FLOAT else _NORMS * FLOAT * width)
+    # Beside what is kept, the backward pass has a layer's gradients.
     if recipe.gradient_checkpointing:  # what goes into each layer is kept, and one layer computed again
-        kept = rows * (lengths.prompt + answer) * (layers * width + 2 * layer)
+        kept = job.rows * (lengths.prompt + job.answer) * (layers * width * size + 2 * layer)
     else:  # a prompt is run once, each of its answers has a copy of its keys and values
-        kept = (rows * answer + -(-rows // _group(recipe)) * lengths.prompt) * (sizes.activations + layer)
-        kept += rows * lengths.prompt * sizes.keys_values
+        kept = (job.rows * job.answer + -(-job.rows // job.group) * lengths.prompt) * (layers + 1) * layer
+        kept += job.rows * lengths.prompt * sizes.keys_values * size
+    # LoRA and computing again free much in between, and were seen to leave about as much in holes as there is.
+    block = size * job.rows * job.answer * sizes.widest
+    frees = recipe.lora is not None or recipe.gradient_checkpointing
+    holes = kept if frees and not machine.gpu and block < _MAPPED else 0
     head = 0 if recipe.lora else FLOAT * words * width
-    return {"activations": kept * _width(recipe), "log-probs": head + _TILES + 2 * FLOAT * rows * answer * width}
+    ends = FLOAT * _ENDS * job.rows * job.answer * width
+    return {"activations": kept, "holes between them": holes, "log-probs": head + _TILES + ends}
 
 
-def _batches(recipe: Recipe, lengths: Lengths, machine: Machine) -> Iterator[tuple[int, int]]:
-    """The kinds of micro-batches: rows, and steps of an answer."""
-    rows, prompts, longest = recipe.optim.micro_batch, _prompts(recipe, machine), recipe.rollout.max_new_tokens
+class _Job(NamedTuple):
+    """Answers that an optimiser step learns from, to a prompt `group` of them. rows: of the largest pass, of so many;
+    answer: steps of the longest one."""
+
+    rows: int
+    passes: int
+    group: int
+    answer: int
+
+
+def _jobs(recipe: Recipe, lengths: Lengths, machine: Machine) -> Iterator[_Job]:
+    """The kinds of answers, cut into passes (passes.py)."""
+    prompts, longest = _prompts(recipe, machine), recipe.rollout.max_new_tokens
     if isinstance(recipe.objective, Dpo):
-        yield 2 * min(max(1, rows // 2), prompts), longest if recipe.objective.samples else lengths.answer
+        answer = longest if recipe.objective.samples else lengths.answer
+        yield _job(recipe, machine, 2 * prompts, 2, lengths.prompt, answer, unit=2)
         return
     if recipe.objective.samples:
-        yield min(rows, prompts * _group(recipe)), longest
+        group = _group(recipe)
+        yield _job(recipe, machine, prompts * group, group, lengths.prompt, longest)
     if _learns(recipe):
-        yield min(rows, prompts), lengths.answer
+        yield _job(recipe, machine, prompts, 1, lengths.prompt, lengths.answer)
 
 
-def _micro_batches(recipe: Recipe, machine: Machine) -> int:
-    """How many an optimiser step has."""
-    rows, prompts = recipe.optim.micro_batch, _prompts(recipe, machine)
-    if isinstance(recipe.objective, Dpo):
-        return -(-prompts // max(1, rows // 2))
-    sampled = -(-prompts * _group(recipe) // rows) if recipe.objective.samples else 0
-    return sampled + (-(-prompts // rows) if _learns(recipe) else 0)
+def _job(recipe: Recipe, machine: Machine, rows: int, group: int, prompt: int, answer: int, unit: int = 1) -> _Job:
+    limits = Limits.of("cuda" if machine.gpu else "cpu", recipe.optim.micro_batch)
+    cells = answer + prompt / (1 if recipe.gradient_checkpointing else group)
+    most = int(min(rows, limits.rows, limits.cells / max(1, cells)))
+    largest = max(unit, most // unit * unit)
+    return _Job(largest, -(-rows // largest), group, answer)
 
 
 def _learns(recipe: Recipe) -> bool:
