@@ -18,7 +18,7 @@ from elocute.objectives.tokens import modality_weights, scope_mask, token_coeffi
 from elocute.recipe.schema import Recipe
 from elocute.training.passes import CELLS, cut
 from elocute.training.policy import Reference, kl_per_token
-from elocute.training.share import synchronise
+from elocute.training.share import most, settle, synchronise, whole_weights
 
 
 @dataclass
@@ -104,6 +104,8 @@ class Update:
                 loss = loss_of(rows, coefficients, piece, totals)
                 # DDP averages gradients over ranks; the coefficients already divide by the global counts.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
+        if self.reference is not None:
+            settle(self.reference.policy)
         return totals
 
     @torch.no_grad()
@@ -111,10 +113,11 @@ class Update:
         """Log-probs of the rollouts under the policy before the first update (needed with several updates)."""
         selected = self._scope(rollouts)
         rollouts.old_logp = torch.zeros(selected.shape)
-        for piece in self._pieces(rollouts):
-            batch = make_batch(rollouts.prompts[piece], rollouts.answers[piece], selected[piece], self.device)
-            logp, _ = self.policy(batch, self.recipe.rollout.temperature)
-            rollouts.old_logp[piece][selected[piece]] = logp.float().cpu()
+        with whole_weights(self.policy):
+            for piece in self._pieces(rollouts):
+                batch = make_batch(rollouts.prompts[piece], rollouts.answers[piece], selected[piece], self.device)
+                logp, _ = self.policy(batch, self.recipe.rollout.temperature)
+                rollouts.old_logp[piece][selected[piece]] = logp.float().cpu()
 
     # coefficients
 
@@ -205,5 +208,10 @@ class Update:
         lengths = [len(answer) for answer in rows.answers]
         return cut(rows.prompts, lengths, rows=self.recipe.optim.micro_batch, cells=cells, share_prompts=share)
 
-    def _jobs(self, rows, coefficients, loss_of):
-        return [(loss_of, rows, coefficients, piece) for piece in self._pieces(rows)]
+    def _jobs(self, rows: Rows, coefficients: dict[str, torch.Tensor], loss_of) -> list[tuple]:
+        """As many micro-batches as any process has: those that are too many are of one row that counts nothing."""
+        pieces = self._pieces(rows)
+        jobs = [(loss_of, rows, coefficients, piece) for piece in pieces]
+        nothing = {name: torch.zeros_like(value) for name, value in coefficients.items()}
+        spare = (loss_of, rows, nothing, slice(pieces[0].start, pieces[0].start + 1))
+        return jobs + [spare] * (most(self.accelerator, len(jobs)) - len(jobs))
