@@ -1,8 +1,10 @@
 """The table from the runs, beside the paper's."""
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from benchmarks.tables import over_seeds, percent, provenance, write_table
 
@@ -29,8 +31,13 @@ def evaluation(runs: Path, variant: str, seed: int) -> Path:
 
 
 def measured(folder: Path) -> dict[str, float]:
+    """METRICS, and the F0 range of each emotion that was asked for."""
     found = json.loads((folder / "eval.json").read_text())["result"]
-    return {name: found[name]["value"] for name in METRICS}
+    ranges = defaultdict(list)
+    for row in map(json.loads, (folder / "result.jsonl").read_text().splitlines()):
+        if row["measured"] and row["measured"]["pitch_range"] is not None:
+            ranges[f"f0_range/{row['labels']['emotion']}"].append(row["measured"]["pitch_range"])
+    return {name: found[name]["value"] for name in METRICS} | {name: fmean(of) for name, of in sorted(ranges.items())}
 
 
 def write(runs: Path, seeds: Sequence[int], steps: int) -> None:
@@ -40,7 +47,7 @@ def write(runs: Path, seeds: Sequence[int], steps: int) -> None:
         there = [seed for seed in seeds if (evaluation(runs, variant, seed) / "eval.json").exists()]
         if there:
             of = [measured(evaluation(runs, variant, seed)) for seed in there]
-            found[variant] = {name: over_seeds([one[name] for one in of]) for name in METRICS} | {"seeds": there}
+            found[variant] = {name: over_seeds([one[name] for one in of]) for name in of[0]} | {"seeds": there}
     values = provenance("benchmarks.rlaif_spa") | {"steps": steps, "variants": found}
     RESULT.write_text(json.dumps(values, indent=2) + "\n")
     write_table("rlaif_spa", markdown(values), Path("docs/prosody-rewards.md"))

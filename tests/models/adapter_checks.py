@@ -126,13 +126,39 @@ class AdapterChecks:
     def test_every_weight_that_is_trained_has_a_gradient(self, lm, groups):
         """Whatever is scored: processes add them up, and wait for each other's."""
         batch, _ = batch_of(groups[0][:1])
-        batch = replace(batch, rows=batch.rows[:1], columns=batch.columns[:1], targets=batch.targets[:1])
-        for some in (batch, None):
+        for count in (1, 0):
             lm.model.zero_grad()
-            Policy(lm)(some)[0].sum().backward()
+            Policy(lm)(selecting(batch, count))[0].sum().backward()
             gradients = [p.grad for p in lm.model.parameters() if p.requires_grad]
-            assert None not in gradients and any(g.any() for g in gradients) == (some is not None)
+            assert None not in gradients and any(g.any() for g in gradients) == bool(count)
         lm.model.zero_grad()
+
+    def test_every_pass_goes_once_through_each_layer_and_back(self, lm, groups, monkeypatch):
+        """In one order, whatever is scored: processes that have them in parts wait for each other at each."""
+        monkeypatch.setattr(lm, "divided", True)
+        seen: list[tuple[str, int]] = []
+
+        def watch(number: int):
+            def there(_module, _inputs, output) -> None:
+                seen.append(("there", number))
+                output = output[0] if isinstance(output, tuple) else output
+                output.register_hook(lambda _grad: seen.append(("back", number)))
+
+            return there
+
+        hooks = [layer.register_forward_hook(watch(number)) for number, layer in enumerate(lm.layers())]
+        whole, short = batch_of([r for group in groups for r in group])[0], batch_of(groups[-1][:1])[0]
+        orders = []
+        for batch in (whole, selecting(whole, 1), selecting(whole, -1), selecting(short, 0)):
+            with torch.enable_grad():
+                Policy(lm, share_prompts=False)(batch)[0].sum().backward()
+            orders.append(list(seen))
+            seen.clear()
+        for hook in hooks:
+            hook.remove()
+        lm.model.zero_grad()
+        assert all(order == orders[0] for order in orders)
+        assert sorted(orders[0]) == sorted((way, n) for way in ("there", "back") for n in range(len(hooks)))
 
     @pytest.mark.parametrize("share_prompts", [True, False])
     def test_score_is_sample_in_bfloat16(self, lm, prompts, share_prompts, monkeypatch):
@@ -202,6 +228,12 @@ class AdapterChecks:
             lm.encode_prompt(read_rows(tmp_path / "bad.jsonl")[0], EncodedAudio(lm.codec))
         assert "bad.jsonl:1: messages" in str(caught.value) and self.control in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def selecting(batch: Batch, count: int) -> Batch:
+    """The same answers, of their selected cells the first `count`, or the last."""
+    kept = slice(count) if count >= 0 else slice(count, None)
+    return replace(batch, rows=batch.rows[kept], columns=batch.columns[kept], targets=batch.targets[kept])
 
 
 def batch_of(rollouts, *, forced: bool = False) -> tuple[Batch, torch.Tensor]:

@@ -55,7 +55,7 @@ def test_the_next_answers_are_sampled_while_these_are_judged(monkeypatch):
     sampled[4].set()  # there is no fifth step
     recipe = load_recipe("recipes/starter/wavalign.yaml", ["steps=4", "rollout.off_policy_steps=1"])
 
-    def sample(lm, audio, examples, recipe, step, accelerator, *, group_size, served):
+    def sample(policy, audio, examples, recipe, step, accelerator, *, group_size, served):
         done.append(f"sample {step}")
         sampled[step].set()
         return Experience([], [], None, torch.tensor([step]), torch.tensor([]), slice(0))
@@ -121,7 +121,7 @@ class Naive:
         load(self.weights[max(step - 1, 0)])
         examples = [trainer.examples[index] for index in step_examples(trainer.examples, trainer.recipe, step)]
         sampled = sample(
-            trainer.lm, trainer.audio, examples, trainer.recipe, step, trainer.accelerator, group_size=4
+            trainer.raw_policy, trainer.audio, examples, trainer.recipe, step, trainer.accelerator, group_size=4
         )  # fmt: skip
         experience = agree(judge(sampled, trainer.mixer), trainer.mixer, trainer.accelerator)
         load(self.weights[step])

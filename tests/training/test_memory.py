@@ -82,6 +82,28 @@ def test_gradient_checkpointing_keeps_what_goes_into_layers(qwen):
     assert found["activations"] == pytest.approx(64 * 1024 * kept / GIB)  # 45.9
 
 
+def test_what_processes_divide_of_7_billion(qwen):
+    """By 8. A pass through divided layers has whole what is in none of them, two layers of 28, and their gradients."""
+    numbers, outside = 7_615_616_512, 2 * 152_064 * 3584 + 3584
+    whole = 4 * numbers / GIB
+    small = ["rollout.prompts_per_step=8", "rollout.max_new_tokens=8", "optim.micro_batch=1"]
+    moment, found = parts(qwen, Machine(None, gpu=True, processes=8, shared="unit"), *small)
+    assert moment == "step"
+    held = {"weights": whole, "reference": whole, "AdamW": whole / 4, "parts of weights": whole / 8}
+    assert found == pytest.approx(held | {"gradients": 2 * whole, "scratch": whole / 8})
+    layers = Machine(None, gpu=True, processes=8, shared="layers")
+    moment, found = parts(qwen, layers, *small)
+    assert moment == "loading" and found == pytest.approx({"weights": whole, "reference": whole})
+    alone = "objective.kl={text: 0, speech: 0}"
+    moment, found = parts(qwen, layers, *small, alone)
+    assert moment == "rollout"
+    held = {"weights": whole / 8, "AdamW": whole / 4, "whole weights": whole}
+    assert {name: found[name] for name in held} == pytest.approx(held)
+    moment, found = parts(qwen, layers, alone, "optim.micro_batch=16", "rollout.max_new_tokens=1024")
+    assert moment == "update" and found["gradients"] == pytest.approx(whole / 8)
+    assert found["whole layers"] == pytest.approx(2 * 4 * (outside + (numbers - outside) / 14) / GIB)
+
+
 def test_recorded_answers_are_as_long_as_they_are():
     row = Example(
         "1",

@@ -61,10 +61,10 @@ PROMPTS = [torch.tensor([30, 31, 32]), torch.tensor([40, 41, 42, 43, 44])]
 ANSWERS = [torch.tensor([51, 60, 70]), torch.tensor([52, 60, 70, 80])]
 
 
-def make_rows() -> Batch:
-    """Both answers, every token selected."""
+def make_rows(selected: bool = True) -> Batch:
+    """Both answers, every token selected, or none."""
     answers = [Tokens(ids, *[torch.ones_like(ids, dtype=torch.bool)] * 2) for ids in ANSWERS]
-    return make_batch(PROMPTS, answers, torch.ones(2, 4, dtype=torch.bool), "cpu")
+    return make_batch(PROMPTS, answers, torch.full((2, 4), selected), "cpu")
 
 
 @torch.no_grad()
@@ -197,7 +197,7 @@ def test_the_reference_is_made_of_what_is_loaded(tiny_lm, tmp_path, overrides):
 def test_every_weight_that_is_trained_has_a_gradient_whatever_is_scored(model_folder, overrides):
     policy = load_policy(make_recipe(model_folder, *overrides))
     trained = [p for p in policy.parameters() if p.requires_grad]
-    scores = [policy(batch)[0] for batch in (make_rows(), None)]
+    scores = [policy(batch)[0] for batch in (make_rows(), make_rows(selected=False))]
     assert len(scores[0]) and len(scores[1]) == 0
     for score, moves in zip(scores, (True, False), strict=True):
         policy.zero_grad()

@@ -61,7 +61,7 @@ def first_pairs(trainer: Trainer):
     """The first step's rows, fresh samples, pairs and counts."""
     examples = trainer.examples[:3]
     experience = trainer._experience(examples)
-    return examples, experience, *trainer.preference.pairs(examples, experience)
+    return examples, experience, *trainer.preference.pairs(examples, experience)[:2]
 
 
 # where pairs come from
@@ -85,7 +85,7 @@ def test_online_pairs_are_targets_over_fresh_samples(folder, tmp_path):
         assert trainer.lm.decode(pair.chosen.ids).text == example.target_text
         assert pair.rejected is rollout.tokens
     trainer.preference.maker.chosen[examples[1].id] = experience.rollouts[1].tokens  # the policy says it word for word
-    pairs, counts = trainer.preference.pairs(examples, experience)
+    pairs, counts, _ = trainer.preference.pairs(examples, experience)
     assert len(pairs) == counts["kept"] == 2 and counts["equal"] == 1
 
 

@@ -18,6 +18,7 @@ from elocute.training.pairs import Pair
 from elocute.training.passes import Limits
 from elocute.training.policy import Reference, load_policy
 from elocute.training.preference_update import PreferenceUpdate, score_pairs
+from elocute.training.update import Totals
 
 WEIGHTS = [1.0, 0.5, 2.0]
 CPU = torch.device("cpu")
@@ -61,6 +62,10 @@ class Setting:
         sums = score_pairs(recipe, lambda batch: self.reference.logprobs(batch, 1.0), pairs, "all", CPU)
         self.pairs = [pair._replace(reference=known) for pair, known in zip(pairs, sums, strict=True)]
         self.update = PreferenceUpdate(recipe, self.policy, Accelerator(cpu=True))
+        self.spare = self.pairs[2].prompt, self.pairs[2].rejected
+
+    def learn(self, pairs: list[Pair]) -> Totals:
+        return self.update(pairs, self.spare)
 
     def gradients(self) -> dict[str, torch.Tensor]:
         found = {name: parameter.grad.clone() for name, parameter in self.policy.network.named_parameters()}
@@ -152,7 +157,7 @@ def assert_same_gradients(ours: dict, theirs: dict, relative: float) -> None:
 )
 def test_loss_and_gradient_are_the_twins(model_folder, overrides):
     setting = Setting(make_recipe(model_folder, *(f"objective.{o}" for o in overrides)))
-    totals = setting.update(setting.pairs).values
+    totals = setting.learn(setting.pairs).values
     parts, gradients = twin(setting)
     if not setting.recipe.objective.sft.weight:
         del parts["loss/sft"]
@@ -163,7 +168,7 @@ def test_loss_and_gradient_are_the_twins(model_folder, overrides):
 @pytest.fixture(scope="module")
 def whole(model_folder):
     setting = Setting(make_recipe(model_folder, "objective.scope=all"))
-    totals = setting.update(setting.pairs).values
+    totals = setting.learn(setting.pairs).values
     return setting, totals, setting.gradients()
 
 
@@ -190,7 +195,7 @@ def test_padding_passes_and_the_order_of_pairs_are_invisible(whole, limited, ord
     setting, totals, gradients = whole
     limited(rows, cells)
     shuffled = [setting.pairs[i] for i in order]
-    assert setting.update(shuffled).values == pytest.approx(totals, rel=1e-5, abs=1e-6)
+    assert setting.learn(shuffled).values == pytest.approx(totals, rel=1e-5, abs=1e-6)
     assert_same_gradients(setting.gradients(), gradients, 1e-5)
     ours = score_pairs(setting.recipe, lambda batch: setting.reference.logprobs(batch, 1.0), shuffled, "all", CPU)
     torch.testing.assert_close(ours, torch.stack([pair.reference for pair in shuffled]), rtol=1e-6, atol=1e-5)
@@ -201,7 +206,7 @@ def test_a_pair_is_one_pass_at_least_and_runs_its_prompt_once(whole, limited):
     setting = whole[0]
     for rows, cells, passes in [(1, math.inf, 3), (4, math.inf, 2), (6, math.inf, 2), (6, 100, 2), (6, 1, 3)]:
         batches = limited(rows, cells)
-        setting.update(setting.pairs)
+        setting.learn(setting.pairs)
         assert len(batches) == passes
         assert all(len(batch.answer_ids) == 2 * len(batch.prompts) for batch in batches)
         longest = [batch.answer_ids.shape[1] for batch in batches]
@@ -230,16 +235,31 @@ def test_what_is_measured_is_what_the_pairs_say(whole):
 
 def test_without_a_pair_the_gradient_is_zero(whole):
     setting = whole[0]
-    totals = setting.update([]).values
+    totals = setting.learn([]).values
     assert totals.keys() == whole[1].keys() and not any(totals.values())
     assert all(bool((gradient == 0).all()) for gradient in setting.gradients().values())
+
+
+@pytest.mark.parametrize("pairs", [0, 3])
+def test_passes_for_the_sake_of_other_processes_count_nothing(whole, monkeypatch, pairs):
+    """Others have two more micro-batches than this one."""
+    setting, passes = whole[0], []
+    once = setting.policy.forward
+    monkeypatch.setattr(setting.policy, "forward", lambda *a: passes.append(a) or once(*a))
+    totals = setting.learn(setting.pairs[:pairs]).values
+    alone, gradients = len(passes), setting.gradients()
+    monkeypatch.setattr(preference_update, "most", lambda _accelerator, count: max(1, count) + 2)
+    assert setting.learn(setting.pairs[:pairs]).values == totals
+    assert len(passes) == 2 * alone + 2
+    for name, gradient in setting.gradients().items():
+        assert torch.equal(gradient, gradients[name]), name
 
 
 def test_a_pair_without_a_token_in_scope_has_a_gradient_of_zero(model_folder):
     setting = Setting(make_recipe(model_folder, "objective.scope=text", "objective.sft.weight=0"))
     speech = setting.pairs[2].rejected
     pair = setting.pairs[2]._replace(chosen=speech, reference=torch.zeros(2, 2, dtype=torch.float64))
-    setting.update([pair])
+    setting.learn([pair])
     assert all(bool((gradient == 0).all()) for gradient in setting.gradients().values())
 
 

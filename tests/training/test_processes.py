@@ -27,8 +27,9 @@ LAUNCHERS = {
     2: TORCHRUN,
     4: [*ACCELERATE, "--config_file", "launch/ddp.yaml", "--num_processes", "4"],
     "fsdp2": [*ACCELERATE, "--config_file", "launch/fsdp2.yaml"],
+    "layers": [*ACCELERATE, "--config_file", "launch/fsdp2_layers.yaml", "--num_processes", "4"],
 }
-"""By the number of processes, or how two of them share the network."""
+"""By the number of processes, or how two or four of them divide the network."""
 REWARD = """
 import os
 import time
@@ -38,15 +39,18 @@ def fours(completions):
     texts = [completion[0]["content"].split() for completion in completions]
     return [text.count("four") / len(text) if text else 0.0 for text in texts]
 
+def first_place():  # of a step's 16 answers each process has as many
+    return 16 // int(os.environ.get("WORLD_SIZE", 1)) * int(os.environ.get("RANK", 0))
+
 def without(places, completions):
-    first = 8 * int(os.environ.get("RANK", 0))  # of the 16 answers of a step, each of two processes has 8
+    first = first_place()
     return [None if first + i in places else value for i, value in enumerate(fours(completions))]
 
 def all_but_five(completions):
     return without(range(5), completions)
 
 def first_half(completions):
-    first = 8 * int(os.environ.get("RANK", 0))
+    first = first_place()
     return [value if first + i < 8 else 0.5 for i, value in enumerate(fours(completions))]
 
 def all_but_nine(completions):
@@ -131,7 +135,7 @@ def assert_same(folder: Path, one: str, two: str, lines: int, model: Path | None
 def test_two_and_four_processes_are_one(folder):
     several = ["optim.updates_per_rollout=2", "objective.policy_gradient.clip=0.2"]
     done = [train(folder, f"several-{n}", *several, processes=n) for n in LAUNCHERS]
-    for n in (2, 4, "fsdp2"):
+    for n in (2, 4, "fsdp2", "layers"):
         assert_one(folder, "several-1", f"several-{n}")
     # evaluation, samples and the report are made once, by one of them
     values = [json.loads((folder / f"several-{n}/eval.json").read_text()) for n in (1, 2)]
@@ -171,9 +175,9 @@ PREFER = ["optim.lr=0.001", "data.eval=null", "report=false"]
 def test_two_processes_prefer_as_one_though_one_of_them_finds_no_pair(folder):
     reward = f"rewards=[{{kind: function, function: '{folder / 'reward.py'}:first_half', low: 0, high: 1}}]"
     given = [*PREFER, reward, "objective.min_gap=0.01", "rollout.max_new_tokens=60"]
-    for n in (1, 2, "fsdp2"):
+    for n in (1, 2, "layers"):
         train(folder, f"best-{n}", *given, processes=n, recipe="dpo")
-    for n in (2, "fsdp2"):
+    for n in (2, "layers"):
         assert_same(folder, "best-1", f"best-{n}", lines=3)
     kept = [line["pairs/kept"] for line in metrics(folder / "best-2")]
     assert max(kept) > 0 and all(line["pairs/small_gap"] >= 2 for line in metrics(folder / "best-2"))
@@ -192,7 +196,7 @@ def test_processes_share_the_cached_reference_and_the_held_out_pairs_even_those_
         train(folder, f"offline-{n}", *given, cache, processes=n, recipe="dpo")
     names = {path.name for path in (folder / "reference-1").iterdir()}
     assert len(names) == 2
-    for n in (2, 4, "fsdp2"):
+    for n in (2, 4, "fsdp2", "layers"):
         assert_same(folder, "offline-1", f"offline-{n}", lines=4)  # one before training
         assert {path.name for path in (folder / f"reference-{n}").iterdir()} == names
         for name in names:
@@ -277,7 +281,7 @@ def test_ctrl_c_in_one_process_stops_both_after_the_same_step(folder):
 
 
 def test_when_one_process_is_killed_all_end_and_others_go_on_however_they_share_the_network(folder):
-    """Killed in step 2, which its reward holds up until then. One process goes on, or two with FSDP2 and one after."""
+    """Killed in step 2, which its reward holds up until then. One goes on, or two with FSDP2, then four in layers."""
     given = ["data.eval=null", "report=false", "checkpoint.every=1", "optim.lr=0.002", "optim.schedule=constant"]
     train(folder, "whole", *given, processes=1)
     until_told = f"rewards=[{{kind: function, function: '{folder / 'reward.py'}:until_told', low: 0, high: 1}}]"
@@ -298,7 +302,7 @@ def test_when_one_process_is_killed_all_end_and_others_go_on_however_they_share_
     train(folder, "killed", *given, until_told, "--resume", processes=1)
     assert_one(folder, "whole", "killed")
     train(folder, "again", *given, until_told, "steps=2", "--resume", processes="fsdp2")
-    train(folder, "again", *given, until_told, "--resume", processes=1)
+    train(folder, "again", *given, until_told, "--resume", processes="layers")
     assert_one(folder, "whole", "again")
 
 

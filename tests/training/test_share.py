@@ -3,11 +3,14 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from elocute.errors import InputError
-from elocute.training.share import check_launch
+from elocute.training.share import check_launch, sharing
 
 PARTS = """
 import torch
@@ -36,34 +39,124 @@ assert torch.allclose(before["weight"] * 0.999 - 0.1, policy.weight, atol=1e-6)
 """
 
 
+LAYERS = """
+import sys
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+from safetensors.torch import save_file
+from elocute.models.layout import Tokens
+from elocute.recipe import load_recipe
+from elocute.training.policy import Reference, load_policy
+from elocute.training.share import in_parts, share, whole, whole_weights
+from elocute.training.update import Rows, Update
+
+recipe = load_recipe("recipes/starter/wavalign.yaml", [f"model={sys.argv[1]}", "run_dir=unused", *sys.argv[3:]])
+soon = InitProcessGroupKwargs(timeout=timedelta(minutes=5))  # after which who waits for another waits in vain
+accelerator = Accelerator(cpu=True, kwargs_handlers=[soon])
+policy = load_policy(recipe)
+reference, numbers = Reference(recipe, policy), torch.Generator().manual_seed(0)
+with torch.no_grad():
+    for parameter in policy.parameters():
+        parameter += 0.02 * parameter.requires_grad * torch.randn(parameter.shape, generator=numbers)
+shared = [share(of, accelerator) for of in {id(of): of for of in (policy, reference.policy)}.values()]
+
+def rows(count):
+    ids = [torch.randint(30, 280, (2 + 3 * row,), generator=numbers) for row in range(count)]
+    every = [torch.ones_like(of, dtype=torch.bool) for of in ids]
+    rows = Rows.of([torch.randint(30, 280, (5,), generator=numbers) for _ in ids], list(map(Tokens, ids, every, every)))
+    rows.advantage, rows.sampler_logp = torch.arange(count) - 1.0, rows.padded.action * -6.0
+    return rows
+
+def part(rows, places):
+    mine = Rows.of([rows.prompts[i] for i in places], [rows.answers[i] for i in places])
+    mine.advantage, mine.sampler_logp = rows.advantage[places], rows.sampler_logp[places, : mine.padded.ids.shape[1]]
+    return mine
+
+shares = [range(6)] if accelerator.num_processes == 1 else [range(1), range(1, 6)]  # unequal numbers of passes
+rank = accelerator.process_index
+rollouts, targets = (part(rows(6), list(shares[place])) for place in (rank, -rank - 1))
+update = Update(recipe, policy, reference, accelerator)
+with whole_weights(policy):
+    before = [p.detach().clone() for p in policy.parameters()]
+    for _ in range(rank):  # unequal numbers of forwards
+        policy.lm.trunk()(input_ids=torch.tensor([[40, 41]]))
+for _ in range(2):
+    update.score_before(rollouts)
+    update(rollouts, targets, 0.3)
+with in_parts(policy):
+    if accelerator.num_processes == 2:
+        halves = [p.to_local().numel() / p.numel() for p in (*policy.parameters(), *reference.policy.parameters())]
+        assert 0.4 < sum(halves) / len(halves) < 0.6
+    found = {name: whole(p.grad).contiguous() for name, p in policy.named_parameters() if p.requires_grad}
+with whole_weights(policy):
+    assert all(map(torch.equal, before, policy.parameters()))
+if accelerator.is_main_process:
+    save_file(found, sys.argv[2])
+accelerator.wait_for_everyone()
+accelerator.end_training()
+"""
+
+
+def start(script: Path, *words: str, processes: int, **asked: str) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"} | asked
+    done = subprocess.run([*launcher, script, *words], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_with_fsdp2_a_process_holds_its_part_while_the_optimiser_steps_and_all_of_it_otherwise(tmp_path):
     (tmp_path / "parts.py").write_text(PARTS)
-    asked = {"ACCELERATE_USE_FSDP": "true", "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run([*words, tmp_path / "parts.py"], env=os.environ | asked, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    start(tmp_path / "parts.py", processes=2, ACCELERATE_USE_FSDP="true")
+
+
+@pytest.mark.parametrize("overrides", [["objective.kl.estimator=exact"], ["lora.rank=4"]], ids=" ".join)
+def test_layer_by_layer_unequal_processes_have_the_gradient_of_one(tiny_lm, tmp_path, overrides):
+    (tmp_path / "layers.py").write_text(LAYERS)
+    tiny_lm.save(tmp_path / "model")
+    words = ["data.eval=null", "objective.kl={text: 0.7, speech: 0.4}", "optim.micro_batch=1", *overrides]
+    for processes in (1, 2):
+        asked = {"FSDP_RESHARD_AFTER_FORWARD": "true", "ACCELERATE_USE_FSDP": str(processes > 1)}
+        file = tmp_path / str(processes)
+        start(tmp_path / "layers.py", tmp_path / "model", file, *words, processes=processes, **asked)
+    one, two = (load_file(tmp_path / str(processes)) for processes in (1, 2))
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         ("FSDP_VERSION", "1"),
-        ("FSDP_RESHARD_AFTER_FORWARD", "true"),
-        ("FSDP_AUTO_WRAP_POLICY", "TRANSFORMER_BASED_WRAP"),
+        ("FSDP_RESHARD_AFTER_FORWARD", "2"),
+        ("FSDP_AUTO_WRAP_POLICY", "SIZE_BASED_WRAP"),
+        ("FSDP_TRANSFORMER_CLS_TO_WRAP", "LlamaMLP"),
         ("FSDP_OFFLOAD_PARAMS", "true"),
         ("FSDP_ACTIVATION_CHECKPOINTING", "true"),
     ],
 )
-def test_what_is_not_supported_of_fsdp_is_one_clear_line(name, value, monkeypatch):
+@pytest.mark.parametrize(("reshard", "wrap"), [("false", "NO_WRAP"), ("true", "TRANSFORMER_BASED_WRAP")])
+def test_what_is_not_supported_of_fsdp_is_one_clear_line(name, value, reshard, wrap, monkeypatch):
     for key, said in {
         "ACCELERATE_USE_FSDP": "true",
         "FSDP_VERSION": "2",
-        "FSDP_RESHARD_AFTER_FORWARD": "false",
+        "FSDP_RESHARD_AFTER_FORWARD": reshard,
     }.items():
         monkeypatch.setenv(key, said)
     check_launch()
+    monkeypatch.setenv("FSDP_AUTO_WRAP_POLICY", wrap)
+    check_launch()
+    assert sharing() == ("layers" if reshard == "true" else "unit")
     with pytest.raises(InputError, match="^rollout.vllm: expected none with FSDP2$"):
         check_launch(served=True)
     monkeypatch.setenv(name, value)
-    with pytest.raises(InputError, match=f"^{name.lower()}: expected .*, as in launch/fsdp2.yaml, got '{value}'$"):
+    with pytest.raises(InputError, match=f"^{name.lower()}: expected .*, as in launch/fsdp2.*.yaml, got '{value}'$"):
+        check_launch()
+
+
+def test_deepspeed_is_one_clear_line(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(InputError, match="^distributed_type: DeepSpeed is not supported; launch/fsdp2.yaml divides"):
         check_launch()

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from elocute.models.layout import Tokens
 from elocute.recipe import Recipe, load_recipe
 from elocute.rollout import Rollout, sample_groups
+from elocute.training import update
 from elocute.training.experience import Experience, sampling_of
 from elocute.training.policy import Reference, load_policy
 from elocute.training.trainer import Trainer
@@ -373,6 +374,21 @@ def test_when_no_judge_answers_only_the_supervised_targets_are_learned(model_fol
     alone = setting.update(None, setting.targets, LAMBDA).values
     assert_same_gradients(ours, setting.gradients(), 1e-6)
     assert {name: value for name, value in totals.items() if value} == pytest.approx(alone)
+
+
+@pytest.mark.parametrize("overrides", [["objective.kl.estimator=exact"], [f"{PG}.scope=all"]], ids=" ".join)
+def test_passes_for_the_sake_of_other_processes_count_nothing(model_folder, monkeypatch, overrides):
+    """Others have a micro-batch more of rollouts than this one, and one more of targets."""
+    setting = Setting(make_recipe(model_folder, *overrides))
+    passes, once = [], setting.policy.forward
+    monkeypatch.setattr(setting.policy, "forward", lambda *a: passes.append(a) or once(*a))
+    totals = setting.update(setting.rollouts, setting.targets, LAMBDA).values
+    alone, gradients = len(passes), setting.gradients()
+    monkeypatch.setattr(update, "most", lambda _accelerator, count: count + 1)
+    assert setting.update(setting.rollouts, setting.targets, LAMBDA).values == totals
+    assert len(passes) == 2 * alone + 2
+    for name, gradient in setting.gradients().items():
+        assert torch.equal(gradient, gradients[name]), name
 
 
 def test_without_anything_to_learn_the_gradient_is_zero(model_folder):

@@ -151,6 +151,10 @@ class KimiLM(SpeechLM):
         """Of the audio stream, of the text stream."""
         return [self.core().mimo_output, self.core().lm_head]
 
+    def layers(self) -> list[torch.nn.Module]:
+        """The main ones, then the branch's."""
+        return [*self.core().model.layers, *self.core().model.mimo_layers]
+
     def run(self, **inputs) -> kimi.KimiHidden:
         """Run everything below the heads, in the type that training computes in."""
         head = self.head().weight

@@ -143,7 +143,7 @@ class OmniLM(SpeechLM):
         in_text = batch.columns < written[batch.rows]
         ids, mask = one_stream.right_padded([reply.written for reply in replies], device)
         writes, speaks = bool(in_text.any()), bool((~in_text).any())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and writes):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (writes or self.divided)):
             texts = replace(batch, answer_ids=ids, answer_mask=mask)
             asked, before = one_stream.run(self, texts, share_prompts=share_prompts)
         [where] = in_text.nonzero(as_tuple=True)

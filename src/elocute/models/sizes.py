@@ -42,6 +42,11 @@ class Sizes:
         return len({name[: found.end()] for name in self.shapes if (found := _LAYER.search(name))})
 
     @cached_property
+    def in_layers(self) -> int:
+        """Numbers in layers."""
+        return sum(prod(shape) for name, shape in self.shapes.items() if _LAYER.search(name))
+
+    @cached_property
     def vocabulary(self) -> tuple[int, int]:
         """The largest table of embeddings, or head: [V, D]."""
         tables = [shape for name, shape in self.shapes.items() if len(shape) == 2 and not _LAYER.search(name)]

@@ -48,6 +48,7 @@ class SpeechLM:
 
     model: the network (may be wrapped by peft); layout: what an answer's tokens are; codec (waveform ⇄ units);
     settings: its elocute.json. compute: the type its matrix products are done in, None: that of its weights.
+    divided: whether processes have its `layers` in parts; then each pass is to go back through all of them, too.
     """
 
     reads_aloud, takes_questions = False, True
@@ -60,6 +61,7 @@ class SpeechLM:
     def __init__(self, model, layout: Layout, codec: Codec, settings: dict):
         self.model, self.layout, self.codec, self.settings = model, layout, codec, settings
         self.compute: torch.dtype | None = None
+        self.divided = False
 
     def plain_model(self):
         """The network without an adapter: LoRA weights merged into a copy."""
@@ -74,6 +76,11 @@ class SpeechLM:
     def trunk(self):
         """Everything below the vocabulary head: ids → hidden states."""
         return self.core().base_model
+
+    def layers(self) -> Sequence[torch.nn.Module]:
+        """Those that every pass runs, in this order: what processes may divide among themselves."""
+        trunk = self.trunk()
+        return getattr(trunk, "decoder", trunk).layers
 
     @property
     def context(self) -> int | None:

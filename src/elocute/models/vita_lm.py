@@ -195,6 +195,10 @@ class VitaLM(SpeechLM):
 
     # the network
 
+    def layers(self) -> Sequence[torch.nn.Module]:
+        """The main ones."""
+        return self.trunk().layers[: self.core().config.n_main]
+
     def prompt_inputs(self, prompts: Sequence[Prompt], device) -> dict[str, torch.Tensor]:
         """Prompts on the right of padding, as embeddings: what was heard stands at its places."""
         inputs = super().prompt_inputs([prompt.ids for prompt in prompts], device)

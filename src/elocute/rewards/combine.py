@@ -86,8 +86,7 @@ def build_mixer(specs: Sequence[RewardSpec], mix: Mix, listen: EarSpec | None = 
     Raises InputError before anything is judged.
     """
     parts = [
-        Weighted(build_reward(s), s.weight, s.gate and Gate(s.gate.reward, s.gate.at_least), s.credited)
-        for s in specs
+        Weighted(build_reward(s), s.weight, s.gate and Gate(s.gate.reward, s.gate.at_least), s.credited) for s in specs
     ]
     return RewardMixer(
         parts,

@@ -22,12 +22,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from elocute.data.cache import EncodedAudio
 from elocute.data.types import Example
-from elocute.models import SpeechLM
 from elocute.recipe.schema import Recipe
 from elocute.rewards.combine import RewardMixer
 from elocute.rollout import replay
 from elocute.rollout.vllm import VllmSampler
 from elocute.training.experience import Experience, agree, decode, judge, my_prompts, sample, seeds_of, step_examples
+from elocute.training.policy import Policy
 
 
 class Collector:
@@ -35,7 +35,7 @@ class Collector:
 
     def __init__(
         self,
-        lm: SpeechLM,
+        policy: Policy,
         audio: EncodedAudio,
         examples: Sequence[Example],
         mixer: RewardMixer,
@@ -43,7 +43,7 @@ class Collector:
         accelerator: Accelerator,
         served: VllmSampler | None = None,
     ):
-        self.lm, self.audio, self.examples, self.mixer = lm, audio, examples, mixer
+        self.policy, self.audio, self.examples, self.mixer = policy, audio, examples, mixer
         self.recipe, self.accelerator, self.served = recipe, accelerator, served
         self._ahead: Experience | None = None
         self._judging: Future[Experience] | None = None
@@ -85,19 +85,19 @@ class Collector:
         """Go on at `step` with what `state` gave, by however many processes."""
         if not state:
             return
-        examples, group = self._examples(step), self.recipe.rollout.group_size
+        lm, examples, group = self.policy.lm, self._examples(step), self.recipe.rollout.group_size
         mine = my_prompts(self.accelerator, len(examples))
         rollouts = []
         for place in range(mine.start, mine.stop):
-            prompt = self.lm.encode_prompt(examples[place], self.audio)
+            prompt = lm.encode_prompt(examples[place], self.audio)
             for number, seed in enumerate(seeds_of(self.recipe, step, place, group)):
                 row = place * group + number
                 cells = slice(int(state["length"][row]))
                 said = (state[name][row, cells] for name in ("ids", "logprob", "entropy"))
-                rollouts.append(replay(self.lm, prompt, *said, seed))
+                rollouts.append(replay(lm, prompt, *said, seed))
         owners = [examples[place] for place in range(mine.start, mine.stop) for _ in range(group)]
         seconds = {"rollout": float(state["seconds"][0])}
-        experience = decode(self.lm, owners, rollouts, mine, group, seconds)
+        experience = decode(lm, owners, rollouts, mine, group, seconds)
         self._ahead, self._judging = replace(experience, off_policy_steps=1), None
 
     def settle(self) -> None:
@@ -109,7 +109,7 @@ class Collector:
         return [self.examples[index] for index in step_examples(self.examples, self.recipe, step)]
 
     def _sample(self, step: int) -> Experience:
-        args = (self.lm, self.audio, self._examples(step), self.recipe, step, self.accelerator)
+        args = (self.policy, self.audio, self._examples(step), self.recipe, step, self.accelerator)
         return sample(*args, group_size=self.recipe.rollout.group_size, served=self.served)
 
     def _judge(self, experience: Experience) -> "Future[Experience]":

@@ -16,6 +16,8 @@ from elocute.recipe.schema import Recipe
 from elocute.rewards.combine import Judged, RewardMixer
 from elocute.rollout import Rollout, Sampling, sample_groups, seed_of
 from elocute.rollout.vllm import VllmSampler
+from elocute.training.policy import Policy
+from elocute.training.share import whole_weights
 
 
 @dataclass
@@ -69,7 +71,7 @@ def sampling_of(recipe: Recipe) -> Sampling:
 
 
 def sample(
-    lm: SpeechLM,
+    policy: Policy,
     audio: EncodedAudio,
     examples: Sequence[Example],
     recipe: Recipe,
@@ -84,7 +86,7 @@ def sample(
 
     served: what samples in place of this process, with the weights of now.
     """
-    mine = my_prompts(accelerator, len(examples))
+    lm, mine = policy.lm, my_prompts(accelerator, len(examples))
     clock = _Clock()
     if served is not None:
         served.follow(lm, step, writes=accelerator.is_main_process)
@@ -93,7 +95,8 @@ def sample(
     places = [place for place in range(mine.start, mine.stop) if wanted(examples[place])]
     prompts = [lm.encode_prompt(examples[place], audio) for place in places]
     seeds = [seeds_of(recipe, step, place, group_size) for place in places]
-    groups = (served or sample_groups)(lm, prompts, seeds, sampling_of(recipe)) if places else []
+    with whole_weights(policy):
+        groups = (served or sample_groups)(lm, prompts, seeds, sampling_of(recipe)) if places else []
     rollouts = [rollout for row in groups for rollout in row]
     clock.lap("rollout")
     owners = [examples[place] for place in places for _ in range(group_size)]

@@ -7,16 +7,20 @@ from pathlib import Path
 
 import torch
 
+from elocute.training.share import sharing
+
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Machine:
-    """bytes: those that a process may still take, None: unknown. processes: of the run, over all machines."""
+    """bytes: those that a process may still take, None: unknown. processes: of the run, over all machines; shared: how
+    they share the network (training/share.py)."""
 
     bytes: int | None
     gpu: bool = False
     processes: int = 1
+    shared: str = "copies"
 
     @classmethod
     def here(cls) -> "Machine":
@@ -24,9 +28,9 @@ class Machine:
         here, everywhere = (int(os.environ.get(name, "1")) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
         if torch.cuda.is_available():
             free, _ = torch.cuda.mem_get_info(int(os.environ.get("LOCAL_RANK", "0")))
-            return cls(free, True, everywhere)
+            return cls(free, True, everywhere, sharing())
         free = main_memory()
-        return cls(None if free is None else free // here, False, everywhere)
+        return cls(None if free is None else free // here, False, everywhere, sharing())
 
     def __str__(self) -> str:
         return f"{self.bytes / GIB:.3g} GiB of {'the GPU' if self.gpu else 'main memory'}"

@@ -6,7 +6,8 @@ A process needs most at one of these moments; the highest counts:
     update                 the same, gradients, a pass's activations, the head's new gradient
     backward's end         the same, of several passes the gradients so far and the last one's
     step                   the same, gradients, the optimiser's scratch
-    saving                 with LoRA: the weights again, merged
+    saving                 with LoRA: the weights again, merged; where processes divide something: the weights again
+    loading                where they divide layers (training/share.py): the weights and the reference, before that
 
 What is not known before it is loaded is left out or taken at its least: codec and judges, prompts and recorded answers.
 An estimate above what there is says that the run cannot fit; one a little below says not that it will.
@@ -81,32 +82,45 @@ def reckon(recipe: Recipe, sizes: Sizes, lengths: Lengths, machine: Machine) -> 
     """What a process of the run needs at its highest moment."""
     trained = trained_numbers(recipe, sizes)
     stored = FLOAT if recipe.lora is None else _width(recipe)
-    standing = {"weights": stored * sizes.weights + (FLOAT * trained if recipe.lora else 0)}
-    standing["AdamW"] = 2 * FLOAT * trained
-    if recipe.objective.uses_reference and recipe.lora is None:
-        standing["reference"] = stored * sizes.weights
+    weights = stored * sizes.weights + (FLOAT * trained if recipe.lora else 0)
+    reference = stored * sizes.weights if recipe.objective.uses_reference and recipe.lora is None else 0
+    parts = 1 if machine.shared == "copies" else machine.processes  # of the optimiser's work
+    layers = parts if machine.shared == "layers" else 1
+    standing = {"weights": weights // layers, "reference": reference // layers, "AdamW": 2 * FLOAT * trained // parts}
+    if parts > layers:
+        standing["parts of weights"] = FLOAT * trained // parts
     if not machine.gpu:
         standing["libraries"] = _LIBRARIES
     # Autocast copies what is trained, for as long as a forward pass lasts; the backward pass keeps some of it longer.
-    running = standing | ({"weights in bfloat16": 2 * trained} if _width(recipe) < stored else {})
-    gradients = FLOAT * trained * (2 if machine.processes > 1 else 1)  # torch's DDP has them again, in buckets
-    added = gradients if sum(job.passes for job in _jobs(recipe, lengths, machine)) > 1 else 0
+    copied = {"weights in bfloat16": 2 * trained if _width(recipe) < stored else 0}
+    gradients = FLOAT * trained * (2 if machine.processes > 1 else 1)  # what exchanges them has them again
+    passing = sampling = standing | copied
+    if layers > 1:
+        gradients = FLOAT * trained // parts
+        passing = passing | {"whole layers": int(_whole_at_a_time(sizes) * (weights + FLOAT * trained))}
+        sampling = sampling | {"whole weights": weights}
+    several = layers > 1 or sum(job.passes for job in _jobs(recipe, lengths, machine)) > 1
+    added = gradients if several else 0
     # Where torch has no operation for all weights at once it is a weight after the other, and twice the largest.
-    scratch = FLOAT * trained if machine.gpu else 2 * FLOAT * min(trained, prod(sizes.vocabulary))
+    scratch = FLOAT * trained // parts if machine.gpu else 2 * FLOAT * min(trained, prod(sizes.vocabulary))
     moments = {
         "step": standing | {"gradients": gradients, "scratch": scratch},
-        "update": running | {"gradients": added} | _update(recipe, sizes, lengths, machine),
-        # A weight's gradient is added once it is whole, and a part of it, if 0, comes last (`Policy.forward`).
-        "backward's end": running | {"gradients": added + FLOAT * trained},
+        "update": passing | {"gradients": added} | _update(recipe, sizes, lengths, machine),
+        # A weight's gradient is added once it is whole, and a part of it, if 0, comes last (`Policy.forward`); a
+        # layer's is divided at once.
+        "backward's end": passing | {"gradients": added + (FLOAT * trained if layers == 1 else 0)},
     }
     if lengths.evaluated:
         rows = min(recipe.evaluation.batch, lengths.evaluated)
-        moments["evaluation"] = running | _sampling(recipe, sizes, lengths, rows)
+        moments["evaluation"] = sampling | _sampling(recipe, sizes, lengths, rows)
     if recipe.objective.samples and recipe.rollout.vllm is None:  # a server's memory is its own
         rows = _prompts(recipe, machine) * _group(recipe)
-        moments["rollout"] = running | _sampling(recipe, sizes, lengths, rows)
-    if recipe.lora:
-        moments["saving"] = standing | {"merged weights": stored * sizes.weights}
+        moments["rollout"] = sampling | _sampling(recipe, sizes, lengths, rows)
+    if recipe.lora or parts > 1:
+        merged = stored * sizes.weights if recipe.lora else 0
+        moments["saving"] = standing | {"merged weights": merged, "weights again": weights if parts > 1 else 0}
+    if layers > 1:
+        moments["loading"] = {"weights": weights, "reference": reference}
     needs = [Need(name, {part: value for part, value in parts.items() if value}) for name, parts in moments.items()]
     return max(needs, key=lambda need: need.bytes)
 
@@ -134,6 +148,11 @@ def lengths_of(recipe: Recipe, examples: Sequence[Example]) -> Lengths:
         with recipe.data.eval.open("rb") as file:
             evaluated = sum(1 for _ in islice(file, min(recipe.evaluation.batch, recipe.evaluation.rows or 1 << 60)))
     return Lengths(max(prompts), max(answers), evaluated)
+
+
+def _whole_at_a_time(sizes: Sizes) -> float:
+    """The share of the weights that passes have whole where layers are divided: what is in none, and two layers."""
+    return 1 - sizes.in_layers / sizes.weights * max(0, 1 - 2 / max(1, sizes.layers))
 
 
 def _width(recipe: Recipe) -> int:

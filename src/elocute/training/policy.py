@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from peft import LoraConfig, get_peft_model
+from torch.distributed.tensor import DTensor
 
 from elocute.errors import InputError
 from elocute.models import SpeechLM, load_model
@@ -41,7 +42,7 @@ class Policy(torch.nn.Module):
 
     def forward(
         self,
-        batch: Batch | None,
+        batch: Batch,
         temperature: float | Sequence[float] = 1.0,
         reference: Sequence[States] | None = None,
     ):
@@ -49,12 +50,9 @@ class Policy(torch.nn.Module):
 
         temperature: one, or one for each of the model's heads.
         The log-probs' gradient has a part, maybe 0, for every weight that is trained, whatever the cells depend on.
-        batch None: no cells, N = 0, by which a process without answers takes part in the exchange of gradients.
         """
         nothing = self._nothing()
-        if batch is None:
-            return nothing.expand(0), None
-        states, each = self.states(batch), self.lm.temperatures(temperature)
+        states, each = self.lm.states(batch, share_prompts=self.share_prompts), self.lm.temperatures(temperature)
         logp = _joined(states, [
             selected_logprobs(of.hidden, of.head.weight, _its(batch.targets, of), bias=of.head.bias, temperature=own)
             for of, own in zip(states, each, strict=False)
@@ -72,10 +70,11 @@ class Policy(torch.nn.Module):
         Processes exchange the gradients of all of them, once each has its own; a micro-batch without speech, for
         example, has none for what speaks, and the others would wait for ever. And so a weight's step, its decay and
         its momentum do not depend on how answers are spread over processes. Of a sum, unlike of an element, the
-        gradient is one number, seen as many.
+        gradient is one number, seen as many. What lies in parts is a layer's, which every pass runs there and back.
         """
         weights = list(self.network.parameters())
-        trained = [weight for weight in weights if weight.requires_grad] if torch.is_grad_enabled() else []
+        trained = [of for of in weights if of.requires_grad and not isinstance(of, DTensor)]
+        trained = trained if torch.is_grad_enabled() else []
         return sum((0 * weight.sum() for weight in trained), torch.zeros((), device=weights[0].device))
 
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -9,6 +10,7 @@ from accelerate import Accelerator
 from elocute.data.cache import EncodedAudio
 from elocute.data.rows import check_rows
 from elocute.data.types import Example
+from elocute.models.layout import Tokens
 from elocute.recipe.schema import Dpo, Recipe
 from elocute.rollout import check_room
 from elocute.rollout.vllm import VllmSampler
@@ -18,6 +20,7 @@ from elocute.training.pairs import Pair, PairMaker
 from elocute.training.policy import Policy, Reference
 from elocute.training.preference_update import Answers, PreferenceUpdate, accuracy, compare, pieces, score_pairs
 from elocute.training.reference_cache import cached_sums
+from elocute.training.share import whole_weights
 
 Progress = Callable[[str, int, int, dict], None]
 LOGPS = [f"dev/logp/{side}_{modality}" for side in ("chosen", "rejected") for modality in ("text", "speech")]
@@ -48,13 +51,13 @@ class Preference:
         self.measured = len(self.held_out)
         self.best: dict | None = None
 
-    def prepare(self, wrapped, progress: Progress) -> None:
-        """wrapped: the policy as accelerate prepared it. Loads the reference, or its log-probs."""
-        self.update = PreferenceUpdate(self.recipe, wrapped, self.accelerator)
-        self.reference: Reference | None = None
-        if self.spec.uses_reference:
-            self.reference = Reference(self.recipe, self.policy)
-        else:
+    def prepare(self, reference: Reference | None, progress: Progress) -> None:
+        """Score with the reference what is known before the first step; while every process has whole weights.
+
+        reference: None where log-probs are kept on disk.
+        """
+        self.reference = reference
+        if reference is None:
             pairs = [self.maker.of_row(example) for example in self.examples]
             known = self._cached(pairs, "reference", progress)
             self.maker.reference = {example.id: sums for example, sums in zip(self.examples, known, strict=True)}
@@ -62,6 +65,10 @@ class Preference:
             self.held_out = [p._replace(reference=sums) for p, sums in zip(self.held_out, known, strict=True)]
         mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
         self.held_out = self._referenced(self.held_out[mine])
+
+    def share(self, wrapped) -> None:
+        """wrapped: the policy as the processes share it from now on."""
+        self.update = PreferenceUpdate(self.recipe, wrapped, self.accelerator)
 
     # a step
 
@@ -72,19 +79,26 @@ class Preference:
         if not self.spec.samples:
             return None
         return sample(
-            self.policy.lm, self.audio, examples, self.recipe, step, self.accelerator,
+            self.policy, self.audio, examples, self.recipe, step, self.accelerator,
             group_size=1, wanted=self.maker.samples, served=served,
         )  # fmt: skip
 
-    def pairs(self, examples: Sequence[Example], experience: Experience | None) -> tuple[list[Pair], Counter[str]]:
-        """This rank's pairs of the step, with what the reference says of them, and the counts of PairMaker.of_step."""
-        mine = my_prompts(self.accelerator, len(examples))
-        pairs, counts = self.maker.of_step(examples[mine], experience)
-        return self._referenced(pairs), counts
+    def pairs(
+        self, examples: Sequence[Example], experience: Experience | None
+    ) -> tuple[list[Pair], Counter[str], tuple[Any, Tokens]]:
+        """This rank's pairs of the step, with what the reference says of them, the counts of PairMaker.of_step, and
+        some prompt with its answer."""
+        mine = examples[my_prompts(self.accelerator, len(examples))]
+        pairs, counts = self.maker.of_step(mine, experience)
+        if experience is not None and experience.rollouts:
+            spare = experience.rollouts[0].prompt, experience.rollouts[0].tokens
+        else:
+            spare = self.policy.lm.encode_prompt(mine[0], self.audio), self.maker.chosen[mine[0].id]
+        return self._referenced(pairs), counts, spare
 
-    def gradient(self, pairs: Sequence[Pair], counts: Counter[str]) -> dict:
+    def gradient(self, pairs: Sequence[Pair], counts: Counter[str], spare: tuple[Any, Tokens]) -> dict:
         """Accumulate the gradient into the parameters; returns what to log, of all ranks."""
-        totals = self.update(pairs)
+        totals = self.update(pairs, spare)
         for name, count in counts.items():
             totals.add(f"pairs/{name}", count)
         return preference_metrics(totals.gathered(self.accelerator))
@@ -97,7 +111,8 @@ class Preference:
 
         And the answers' mean log-probs by modality, out of scope too: what a loss on the text does to the speech.
         """
-        sums = self._score(self.held_out, lambda batch: self.policy(batch)[0], "all")
+        with whole_weights(self.policy):
+            sums = self._score(self.held_out, lambda batch: self.policy(batch)[0], "all")
         totals = torch.zeros(6, dtype=torch.float64, device=self.accelerator.device)
         totals[2:] = sums.sum(0).flatten()
         for piece in pieces(self.recipe, self.held_out, self.accelerator.device):
@@ -123,7 +138,8 @@ class Preference:
         """Pairs with the reference's log-probs; those that came from the cache have them already."""
         if self.reference is None:
             return list(pairs)
-        sums = self._score(pairs, lambda batch: self.reference.logprobs(batch, 1.0), self.spec.scope)
+        with whole_weights(self.reference.policy):
+            sums = self._score(pairs, lambda batch: self.reference.logprobs(batch, 1.0), self.spec.scope)
         return [pair._replace(reference=known) for pair, known in zip(pairs, sums, strict=True)]
 
     def _score(self, pairs: Sequence[Pair], score, scope: str) -> torch.Tensor:

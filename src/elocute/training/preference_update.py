@@ -7,17 +7,19 @@ ranks do not change the result.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 from elocute.models.batch import Batch, make_batch, pad_tokens
+from elocute.models.layout import Tokens
 from elocute.objectives.dpo import PairLosses, answer_logprobs, modality_sums, preference_losses
 from elocute.objectives.tokens import modality_weights, scope_mask, token_coefficients
 from elocute.recipe.schema import Dpo, Recipe
 from elocute.training.pairs import Pair
 from elocute.training.passes import Limits, Piece, cut
-from elocute.training.share import synchronise
+from elocute.training.share import most, synchronise
 from elocute.training.update import Totals
 
 Score = Callable[[Batch], torch.Tensor]
@@ -107,18 +109,27 @@ class PreferenceUpdate:
         self.policy, self.accelerator = policy, accelerator
         self.device = accelerator.device
 
-    def __call__(self, pairs: Sequence[Pair]) -> Totals:
-        """Accumulate the gradient of the whole objective into the parameters. pairs: this rank's, maybe none."""
+    def __call__(self, pairs: Sequence[Pair], spare: tuple[Any, Tokens]) -> Totals:
+        """Accumulate the gradient of the whole objective into the parameters. pairs: this rank's, maybe none.
+
+        spare: a prompt and an answer, which is run, and counts nothing, where others have more to do than this rank.
+        """
         totals = self._totals()
         counted, sft_tokens = self._counts(pairs)
-        jobs = pieces(self.recipe, pairs, self.device) or [[]]
+        jobs = pieces(self.recipe, pairs, self.device)
+        jobs += [[]] * (max(1, most(self.accelerator, len(jobs))) - len(jobs))
         for index, piece in enumerate(jobs):
             some = [pairs[place] for place in piece]
             with synchronise(self.accelerator, self.policy, index + 1 == len(jobs)):
-                loss = self._loss(some, counted, sft_tokens, totals) if some else self.policy(None)[0].sum()
+                loss = self._loss(some, counted, sft_tokens, totals) if some else self._nothing(*spare)
                 # DDP averages gradients over ranks; the loss already divides by the global counts.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
         return totals
+
+    def _nothing(self, prompt, answer: Tokens) -> torch.Tensor:
+        """0, by a pass through the network without a selected cell."""
+        batch = make_batch([prompt], [answer], torch.zeros(1, len(answer), dtype=torch.bool), self.device)
+        return self.policy(batch)[0].sum()
 
     def _loss(self, pairs: Sequence[Pair], counted: int, sft_tokens: int, totals: Totals) -> torch.Tensor:
         answers = Answers(pairs, self.device)

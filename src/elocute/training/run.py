@@ -12,6 +12,7 @@ from elocute.models import reads_aloud
 from elocute.recipe import Recipe
 from elocute.rollout import Sampling
 from elocute.training import pulse
+from elocute.training.share import whole_weights
 from elocute.training.trainer import Trainer
 
 Progress = Callable[[str, int, int, dict], None]
@@ -24,7 +25,8 @@ def run(recipe: Recipe, *, resume: bool = False, progress: Progress = lambda *_:
     trainer = Trainer(recipe, resume=resume, progress=progress)
     try:
         if held_out:
-            evaluate_once(trainer, held_out, "before", progress)
+            with whole_weights(trainer.raw_policy):
+                evaluate_once(trainer, held_out, "before", progress)
         finished = trainer.train(lambda step, values: progress("train", step, recipe.steps, values))
         if finished:
             trainer.save_model()

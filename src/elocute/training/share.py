@@ -1,10 +1,15 @@
-"""How processes share one network: each has all of it (DDP), or the optimiser's work on it is divided (FSDP2).
+"""How processes share one network: each has all of it (DDP), or they divide it or the optimiser's work on it (FSDP2).
 
-FSDP2 has the network as one unit: every process samples, scores and differentiates with whole weights, as in DDP, and
-holds a part of the gradient, of the optimiser's moments and of the weights they change. One reduce-scatter ends an
-update's last backward, one all-gather follows the optimiser's step, and nothing else is exchanged, so processes may do
-different numbers of forwards: answers end when they end, and a process may have no pair.
-Left out: units within the network, which would free weights between forwards and ask all processes for equal ones.
+Of FSDP2 there are two ways, which `fsdp_reshard_after_forward` of the launch tells apart:
+
+    false   the network is one unit. Every process samples, scores and differentiates with whole weights, as in DDP, and
+            holds a part of the gradient, of the optimiser's moments and of the weights they change. One reduce-scatter
+            ends an update's last backward, one all-gather follows the optimiser's step; nothing else is exchanged.
+    true    each layer is a unit of its own, whose weights, frozen ones too, are whole only while it runs, forwards or
+            backwards; what is no layer is whole from a forward to the end of its backward. So processes must run the
+            same layers in the same order: an update has equally many passes everywhere (`most`), each goes once through
+            each layer and back. Whoever runs the network without a gradient as often as it likes, above all to sample,
+            has whole weights for that time (`whole_weights`).
 """
 
 import contextlib
@@ -15,33 +20,47 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import patch_environment
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from elocute.errors import InputError
 
 _FSDP = {
     "FSDP_VERSION": ("2",),
-    "FSDP_RESHARD_AFTER_FORWARD": ("false",),
-    "FSDP_AUTO_WRAP_POLICY": ("NO_WRAP", ""),
+    "FSDP_RESHARD_AFTER_FORWARD": ("false", "true"),
     "FSDP_OFFLOAD_PARAMS": ("false", ""),
     "FSDP_ACTIVATION_CHECKPOINTING": ("false", ""),
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": ("",),
 }
 """What `accelerate launch` hands on of a config's fsdp_…, and what is supported of it."""
+_WRAP = {"false": "NO_WRAP", "true": "TRANSFORMER_BASED_WRAP"}
+"""FSDP_AUTO_WRAP_POLICY that goes with FSDP_RESHARD_AFTER_FORWARD."""
 
 
 def check_launch(*, served: bool = False) -> None:
     """InputError where the launcher asks for a way of sharing that is not this one. served: vLLM samples."""
     if _asked("ACCELERATE_USE_DEEPSPEED"):
-        raise InputError("distributed_type: DeepSpeed is not supported; launch/fsdp2.yaml shares as ZeRO-2 does")
+        raise InputError(
+            "distributed_type: DeepSpeed is not supported; launch/fsdp2.yaml divides what its ZeRO-2 divides, "
+            "launch/fsdp2_layers.yaml what its ZeRO-3 does"
+        )
     if not _asked("ACCELERATE_USE_FSDP"):
         return
     if served:  # it is given the network's weights as a file, and what is divided writes parts
         raise InputError("rollout.vllm: expected none with FSDP2")
-    for name, known in _FSDP.items():
+    known = _FSDP | {"FSDP_AUTO_WRAP_POLICY": (_WRAP.get(os.environ.get("FSDP_RESHARD_AFTER_FORWARD")), "")}
+    for name, values in known.items():
         said = os.environ.get(name, "")
-        if said not in known:
-            raise InputError(f"{name.lower()}: expected {known[0]}, as in launch/fsdp2.yaml, got {said!r}")
+        if said not in values:
+            expected = " or ".join(value or "none" for value in values if value or len(values) == 1)
+            raise InputError(f"{name.lower()}: expected {expected}, as in launch/fsdp2…yaml, got {said!r}")
+
+
+def sharing() -> str:
+    """The way this launch asks for: copies, unit (FSDP2 as one), layers (FSDP2 layer by layer)."""
+    if not _asked("ACCELERATE_USE_FSDP"):
+        return "copies"
+    return "layers" if _asked("FSDP_RESHARD_AFTER_FORWARD") else "unit"
 
 
 def make_accelerator(**options) -> Accelerator:
@@ -51,15 +70,31 @@ def make_accelerator(**options) -> Accelerator:
 
 
 def share(policy: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Module:
-    """The policy on its device, as this launch's processes share it: what is called where a gradient is wanted."""
-    if not _asked("ACCELERATE_USE_FSDP") or not torch.distributed.is_initialized():
-        return accelerator.prepare(policy)
-    policy.to(accelerator.device)
-    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    """A policy, which is on its device, as this launch's processes share it: what is called where a gradient is wanted.
+
+    A reference, of which nothing is trained, is divided where layers are, else each process has all of it.
+    """
+    way = sharing() if torch.distributed.is_initialized() else "copies"
     frozen = {parameter for parameter in policy.parameters() if not parameter.requires_grad}
+    if way != "layers" and len(frozen) == len(list(policy.parameters())):
+        return policy
+    if way == "copies":
+        return accelerator.prepare(policy)
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    if way == "layers":
+        for layer in policy.lm.layers():
+            fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+        policy.share_prompts, policy.lm.divided, frozen = False, True, None
     fully_shard(policy, mesh=mesh, reshard_after_forward=False, ignored_params=frozen)
-    policy.set_reshard_after_backward(False)
-    policy.unshard()
+    if way == "unit":
+        policy.set_reshard_after_backward(False)
+        policy.unshard()
+    else:
+        register_fsdp_forward_method(policy, "states")
+        policy.first = lambda: None  # of FSDP2's modules the first that runs is the root; sampling runs layers
+        register_fsdp_forward_method(policy, "first")
+        policy.first()
+        policy.reshard()
     return policy
 
 
@@ -71,14 +106,40 @@ def in_parts(policy: torch.nn.Module) -> Iterator[None]:
         return
     policy.reshard()
     yield
-    policy.unshard()  # not after an error, of which the other processes may know nothing
+    if not _layers(policy):
+        policy.unshard()  # not after an error, of which the other processes may know nothing
+
+
+@contextlib.contextmanager
+def whole_weights(policy: torch.nn.Module) -> Iterator[None]:
+    """Inside, weights are whole, and a process runs the network without a gradient as it likes; all must come here."""
+    layers = _layers(policy)
+    for part in (policy, *layers) if layers else ():
+        part.unshard()
+    for layer in layers:
+        layer.set_reshard_after_forward(False)
+    yield
+    for layer in layers:
+        layer.set_reshard_after_forward(True)
+    settle(policy)
+
+
+def settle(policy: torch.nn.Module) -> None:
+    """Divided layers are parts again, and FSDP2 forgets which forwards there were: it would reckon with them."""
+    if _layers(policy):
+        policy.reset_iter_state()
+
+
+def most(accelerator: Accelerator, count: int) -> int:
+    """The largest of all processes' counts; all must come here."""
+    return int(accelerator.gather(torch.tensor([count], device=accelerator.device)).max())
 
 
 @contextlib.contextmanager
 def synchronise(accelerator: Accelerator, policy: torch.nn.Module, last: bool) -> Iterator[None]:
-    """Gradients are averaged over processes once, in the backward of the last micro-batch."""
+    """Gradients are averaged over processes once, in the backward of the last micro-batch; those of layers in each."""
     if isinstance(policy, FSDPModule):
-        policy.set_requires_gradient_sync(last)
+        policy.set_requires_gradient_sync(last or bool(_layers(policy)))
         yield
     else:
         with contextlib.nullcontext() if last else accelerator.no_sync(policy):
@@ -95,6 +156,11 @@ def part_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     if not isinstance(like, DTensor):
         return tensor
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def _layers(policy: torch.nn.Module) -> list[FSDPModule]:
+    """Those that are units of their own."""
+    return [module for module in policy.modules() if isinstance(module, FSDPModule) and module is not policy]
 
 
 def _asked(name: str) -> bool:

@@ -96,7 +96,13 @@ class Trainer:
         else:
             check_rows(self.examples, self._encode)
             check_room(self.lm, self.lengths, recipe.rollout.max_new_tokens)
+        policy.to(self.accelerator.device)
+        reference = Reference(recipe, policy) if recipe.objective.uses_reference else None
+        if self.preference is not None:
+            self.preference.prepare(reference, progress)
         self.raw_policy, self.policy = policy, share(policy, self.accelerator)
+        if reference is not None and reference.policy is not policy:
+            share(reference.policy, self.accelerator)
         optim = recipe.optim
         with in_parts(self.policy):
             parameters = [p for p in policy.parameters() if p.requires_grad]
@@ -104,15 +110,14 @@ class Trainer:
                 parameters, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay
             )
         if self.preference is not None:
-            self.preference.prepare(self.policy, progress)
+            self.preference.share(self.policy)
         else:
-            reference = Reference(recipe, policy) if recipe.objective.uses_reference else None
             self.update = Update(recipe, self.policy, reference, self.accelerator)
             self.mixing = _make_mixing(recipe, self.mixer)
         self.collector: Collector | None = None
         if self.mixer is not None:
             self.collector = Collector(
-                self.lm, self.audio, self.examples, self.mixer, recipe, self.accelerator, self.served
+                policy, self.audio, self.examples, self.mixer, recipe, self.accelerator, self.served
             )
         # 3. where we are
         self.step, self.interrupted, self.stopping, self.saving_seconds = 0, False, False, 0.0
@@ -222,8 +227,8 @@ class Trainer:
 
     def _prefer(self, experience: Experience | None, examples: list[Example]) -> Callable[[], dict]:
         """What accumulates the gradient of the step's pairs and says what to log."""
-        pairs, counts = self.preference.pairs(examples, experience)
-        return lambda: self.preference.gradient(pairs, counts)
+        found = self.preference.pairs(examples, experience)
+        return lambda: self.preference.gradient(*found)
 
     def _mix(self, experience: Experience | None, examples: list[Example]) -> Callable[[], dict]:
         """What accumulates the gradient of SFT, policy gradient and KL, mixed by λ, and says what to log."""

@@ -17,7 +17,7 @@ from elocute.objectives.tokens import modality_weights, scope_mask, token_coeffi
 from elocute.recipe.schema import Recipe
 from elocute.training.passes import Limits, Piece, cut
 from elocute.training.policy import Reference, kl_per_token
-from elocute.training.share import synchronise
+from elocute.training.share import most, settle, synchronise, whole_weights
 
 
 @dataclass
@@ -88,6 +88,8 @@ class Update:
                 loss = loss_of(rows, coefficients, piece, totals)
                 # DDP averages gradients over ranks; the coefficients already divide by the global counts.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
+        if self.reference is not None:
+            settle(self.reference.policy)
         return totals
 
     @torch.no_grad()
@@ -95,10 +97,11 @@ class Update:
         """Log-probs of the rollouts under the policy before the first update (needed with several updates)."""
         selected = self._scope(rollouts)
         rollouts.old_logp = torch.zeros(selected.shape)
-        for piece in self._pieces(rollouts):
-            batch = rollouts.batch(piece, selected[piece], self.device)
-            logp, _ = self.policy(batch, self.recipe.rollout.temperature)
-            rollouts.old_logp[torch.tensor(piece)[batch.rows.cpu()], batch.columns.cpu()] = logp.float().cpu()
+        with whole_weights(self.policy):
+            for piece in self._pieces(rollouts):
+                batch = rollouts.batch(piece, selected[piece], self.device)
+                logp, _ = self.policy(batch, self.recipe.rollout.temperature)
+                rollouts.old_logp[torch.tensor(piece)[batch.rows.cpu()], batch.columns.cpu()] = logp.float().cpu()
 
     # coefficients
 
@@ -187,5 +190,10 @@ class Update:
         share = not self.recipe.gradient_checkpointing
         return cut(rows.prompts, [len(answer) for answer in rows.answers], limits, share_prompts=share)
 
-    def _jobs(self, rows, coefficients, loss_of):
-        return [(loss_of, rows, coefficients, piece) for piece in self._pieces(rows)]
+    def _jobs(self, rows: Rows, coefficients: dict[str, torch.Tensor], loss_of) -> list[tuple]:
+        """As many micro-batches as any process has: those that are too many are of one row that counts nothing."""
+        pieces = self._pieces(rows)
+        jobs = [(loss_of, rows, coefficients, piece) for piece in pieces]
+        nothing = {name: torch.zeros_like(value) for name, value in coefficients.items()}
+        spare = (loss_of, rows, nothing, pieces[0][:1])
+        return jobs + [spare] * (most(self.accelerator, len(jobs)) - len(jobs))
