@@ -7,6 +7,7 @@ import typer
 
 from elocute.cli.candidates import sample, score
 from elocute.cli.chat import chat
+from elocute.cli.encode import encode
 from elocute.cli.evaluate import evaluate
 from elocute.cli.label import label
 from elocute.cli.pairs import SETTINGS, pairs
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for verb in (train, report, sample, score, rounds, label, chat):
+for verb in (train, report, encode, sample, score, rounds, label, chat):
     app.command()(verb)
 app.command("eval")(evaluate)
 app.command(context_settings=SETTINGS)(pairs)

@@ -1,8 +1,11 @@
-"""Who does the work of `sample`, `score` and `label`: this process, or workers on Ray, on one machine or on many.
+"""Who does the work of `sample`, `score`, `label` and `encode`: this process, or workers on Ray, here or on a cluster.
 
 Portions of rows go out in order, and what is made of them comes back in that order, whoever made it. A worker opens its
 models once. When it dies, another is hired and the portions that it had are given out again. This process alone reads
 rows and writes the journal, and holds no more than the portions that are under way.
+
+Not Ray Data: there, portions of a machine that is gone wait for room on another one, while here the workers that are
+left get them. And only arguments that Ray 2.64 drops say how often rows that kill their worker are tried again.
 """
 
 import contextlib
