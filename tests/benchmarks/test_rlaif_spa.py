@@ -5,8 +5,8 @@ import pytest
 
 from benchmarks.rlaif_spa import judges
 from benchmarks.rlaif_spa.__main__ import AUDIT, RECIPE, VARIANTS
+from benchmarks.rlaif_spa.results import METRICS, markdown
 from benchmarks.rlaif_spa.results import VARIANTS as NAMED
-from benchmarks.rlaif_spa.results import markdown
 from elocute.recipe import load_recipe
 from elocute.rewards.combine import build_mixer
 
@@ -53,12 +53,13 @@ def test_every_variant_is_a_recipe(variant):
     recipe = load_recipe(RECIPE, [*(VARIANTS | AUDIT)[variant], *changed])
     assert recipe.rewards[-1].kind == "guard"
     assert (recipe.reward_mix.scale == "raw") == (variant == "paper")
-    assert (recipe.objective.policy_gradient.blame is None) == (variant != "gated_unit_credit")
+    assert (recipe.objective.policy_gradient.blame is None) == (variant not in ("gated_unit_credit", "recipe"))
     build_mixer(recipe.rewards, recipe.reward_mix).close()
 
 
 def test_the_table_has_a_line_a_variant():
     found = {"mean": 0.2, "ci95": 0.01, "per_seed": [0.2, 0.2]}
-    variants = {name: dict.fromkeys(("wer", "label_alignment", "f0_range", "broken_audio"), found) for name in NAMED}
-    lines = markdown({"command": "x", "seeds": [1, 2], "steps": 3, "variants": variants}).splitlines()
-    assert lines[4].startswith("| base model | 20.0 ± 1.0 | 20.0 ± 1.0 | 0.2 ± 0.0 |") and len(lines) == 4 + len(NAMED)
+    variants = {name: dict.fromkeys(METRICS, found) | {"seeds": [1, 2]} for name in NAMED}
+    lines = markdown({"command": "x", "steps": 3, "variants": variants}).splitlines()
+    assert lines[4].startswith("| base model | 2 | 20.0 ± 1.0 | 20.0 ± 1.0, 20.0 ± 1.0 | 0.2 ± 0.0 | 20.0 ± 1.0 |")
+    assert len(lines) == 4 + len(NAMED)

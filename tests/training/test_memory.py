@@ -88,11 +88,12 @@ def test_what_processes_divide_of_7_billion(qwen):
     whole = 4 * numbers / GIB
     small = ["rollout.prompts_per_step=8", "rollout.max_new_tokens=8", "optim.micro_batch=1"]
     moment, found = parts(qwen, Machine(None, gpu=True, processes=8, shared="unit"), *small)
-    assert moment == "step"
+    assert moment == "backward's end"
     held = {"weights": whole, "reference": whole, "AdamW": whole / 4, "parts of weights": whole / 8}
-    assert found == pytest.approx(held | {"gradients": 2 * whole, "scratch": whole / 8})
+    assert found == pytest.approx(held | {"gradients": 3 * whole})
     layers = Machine(None, gpu=True, processes=8, shared="layers")
-    moment, found = parts(qwen, layers, *small)
+    pairs = "objective={kind: dpo, mode: offline, beta: 0.1, scope: all}"
+    moment, found = parts(qwen, layers, pairs, "optim.micro_batch=1", "rollout.prompts_per_step=8")
     assert moment == "loading" and found == pytest.approx({"weights": whole, "reference": whole})
     alone = "objective.kl={text: 0, speech: 0}"
     moment, found = parts(qwen, layers, *small, alone)

@@ -94,13 +94,14 @@ def test_defect_rlaif_2_the_prompt_is_in_context_and_first_and_last_token_are_tr
     monkeypatch.setattr(trainer, "_learn", lambda *args: (seen.append(args[0]), learn(*args))[1])
     lines = []
     trainer.train(lambda step, metrics: lines.append(metrics))
-    [batch], [experience] = batches, seen
+    [experience] = seen
     sampled = [rollout.tokens.ids[1:].tolist() for rollout in experience.rollouts]  # behind the marker
-    trained_on = [batch.targets[batch.rows == row].tolist() for row in range(len(sampled))]  # in an order of its own
-    for row, ids in enumerate(trained_on):
-        assert batch.columns[batch.rows == row].tolist() == list(range(1, len(ids) + 1))
-    asked = [rollout.prompt.tolist() for rollout in experience.rollouts]
-    rows = zip([batch.prompts[owner].tolist() for owner in batch.owner], trained_on, strict=True)
+    asked, rows = [rollout.prompt.tolist() for rollout in experience.rollouts], []
+    for batch in batches:  # the passes, in an order of their own
+        for row, owner in enumerate(batch.owner):
+            ids = batch.targets[batch.rows == row].tolist()
+            assert batch.columns[batch.rows == row].tolist() == list(range(1, len(ids) + 1))
+            rows.append((batch.prompts[owner].tolist(), ids))
     assert sorted(rows) == sorted(zip(asked, sampled, strict=True))
     assert lines[0]["pg/tokens"] == sum(map(len, sampled))
     assert any(ids[-1] == trainer.lm.layout.answer_end for ids in sampled)
