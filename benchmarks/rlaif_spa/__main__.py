@@ -5,9 +5,9 @@
 Variants, all from starter/tts_lm, on the same neutral sentences, for as many steps: word errors alone; the paper's sum
 of word errors and matching labels; rewards scaled in their group, words before style; the same with each wrong word's
 speech blamed by itself; style learned from an answer's first prosody units alone, a unit that breaks an answer blamed
-by itself. Then the recipe as it ships, for as many steps as it says: all credit local, words by their likelihood. And
-an audit: three judges that cannot help, with which nothing must be learned (judges.py). Each is measured on other
-sentences: words by Whisper, labels by classifiers, none of which was a reward.
+by itself. Then the recipe as it ships, for longer: all credit local, words by their likelihood. And an audit: three
+judges that cannot help, with which nothing must be learned (judges.py). Each is measured on other sentences: words by
+Whisper, labels by classifiers, none of which was a reward.
 What is finished is not done again.
 Needs the extra `faster-whisper`. The table: benchmarks/results/rlaif_spa.json, and in docs/prosody-rewards.md.
 """
@@ -66,7 +66,7 @@ VARIANTS = {
         *GROUP,
         "objective.policy_gradient.blame=20",
     ),
-    "recipe": (),
+    "recipe": ("steps=120",),
 }
 AUDIT = {
     "constant_judge": judged("constant"),
@@ -82,7 +82,7 @@ class Run:
     variant: str
     seed: int
     steps: int
-    """Of training; the recipe has its own."""
+    """Of training, unless the variant says it."""
 
     @property
     def folder(self) -> Path:
@@ -105,8 +105,7 @@ def do(run: Run) -> None:
     """Train, going on where it stopped, and evaluate."""
     model = MODEL if run.variant == "base" else run.folder / "model"
     if not model.exists():
-        words = [*(VARIANTS | AUDIT)[run.variant], f"seed={run.seed}", f"run_dir={run.folder}"]
-        words += [] if run.variant == "recipe" else [f"steps={run.steps}"]
+        words = [f"steps={run.steps}", *(VARIANTS | AUDIT)[run.variant], f"seed={run.seed}", f"run_dir={run.folder}"]
         resume = ["--resume"] if (run.folder / "recipe.yaml").exists() else []
         elocute("train", RECIPE, *words, "data.eval=null", "evaluation.labels=[]", *resume)
     out = results.evaluation(RUNS, run.variant, run.seed)

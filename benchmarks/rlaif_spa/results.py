@@ -16,7 +16,7 @@ VARIANTS = {
     "gated": "scaled in the group, words before style",
     "gated_word_credit": "… and each word's own credit",
     "gated_unit_credit": "… style from the first prosody units, and breaking units blamed",
-    "recipe": "the recipe: all credit local, words by their likelihood",
+    "recipe": "the recipe, 120 steps: all credit local, words by their likelihood",
     "constant_judge": "audit: a judge that always says the same",
     "transcript_judge": "audit: a judge that only reads",
     "permuted_rewards": "audit: rewards of other answers",
@@ -55,8 +55,7 @@ def write(runs: Path, seeds: Sequence[int], steps: int) -> None:
 
 def markdown(values: dict) -> str:
     lines = [
-        f"Made by `{values['command']}`: {values['steps']} steps, the recipe as many as it says, mean ± 95 % interval "
-        "over seeds.",
+        f"Made by `{values['command']}`: {values['steps']} steps unless it says more, mean ± 95 % interval over seeds.",
         "",
         "| reward | seeds | WER | emotion, speed as asked | F0 range, semitones | broken | paper's: WER, emotion |",
         "|---" * 7 + "|",
