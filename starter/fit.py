@@ -1,9 +1,9 @@
-"""A small Llama from nothing, and its training: what the starter's models that speak have in common."""
+"""What the starter's models that speak, and those that listen, have in common: their training, a small Llama."""
 
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -97,3 +97,31 @@ def fit(
                 seconds = time.monotonic() - started
                 print(f"epoch {epoch} step {step}/{total} loss {running:.3f} {seconds:.0f} s", flush=True)
         after(epoch + 1)
+
+
+def fit_one_cycle(
+    model: torch.nn.Module,
+    epoch_of: Callable[[], Iterable[torch.Tensor]],
+    *,
+    steps: int,
+    epochs: int,
+    lr: float,
+    weight_decay: float,
+    rising: float,
+    name: str = "",
+) -> None:
+    """AdamW, one cycle; rising: the part where the rate climbs; epoch_of: the losses of the next epoch's batches."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps * epochs, pct_start=rising)
+    for epoch in range(epochs):
+        model.train()
+        losses = []
+        for loss in epoch_of():
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.item())
+        print(f"{name}epoch {epoch + 1}/{epochs} loss {sum(losses) / len(losses):.3f}", flush=True)
+    model.eval()

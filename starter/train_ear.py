@@ -13,7 +13,6 @@ from itertools import islice
 from pathlib import Path
 
 import jiwer
-import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
@@ -30,6 +29,7 @@ from elocute.data.rows import read_rows
 from elocute.data.types import Example
 from elocute.models.reading import text_of
 from elocute.speech.codec import StarterCodec
+from starter.fit import fit_one_cycle
 
 HERE = Path(__file__).parent
 BATCH = 32
@@ -85,29 +85,19 @@ def word_error_rate(model: Wav2Vec2BertForCTC, processor: Wav2Vec2BertProcessor,
 
 
 def train(items: list, letters: int, epochs: int, lr: float, rng: random.Random) -> Wav2Vec2BertForCTC:
-    """AdamW, one cycle."""
     config = Wav2Vec2BertConfig(
         vocab_size=letters, hidden_size=128, num_hidden_layers=4, num_attention_heads=4, intermediate_size=384,
         feature_projection_input_dim=160, conv_depthwise_kernel_size=15, position_embeddings_type=None, pad_token_id=0,
         ctc_loss_reduction="mean", ctc_zero_infinity=True, mask_time_prob=0.15, mask_time_length=5, layerdrop=0.0,
         hidden_dropout=0.1, attention_dropout=0.1, feat_proj_dropout=0.0, final_dropout=0.0,
     )  # fmt: skip
-    model = Wav2Vec2BertForCTC(config).train()
-    steps = epochs * -(-len(items) // BATCH)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.15)
-    for epoch in range(epochs):
-        losses = []
-        for batch in batches(items, rng):
-            _, loss = logits_and_loss(model, batch, NOISE)
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.item())
-        print(f"epoch {epoch + 1}/{epochs} loss {np.mean(losses):.3f}", flush=True)
-    return model.eval()
+    model = Wav2Vec2BertForCTC(config)
+    fit_one_cycle(
+        model,
+        lambda: (logits_and_loss(model, batch, NOISE)[1] for batch in batches(items, rng)),
+        steps=-(-len(items) // BATCH), epochs=epochs, lr=lr, weight_decay=0.01, rising=0.15,
+    )  # fmt: skip
+    return model
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ nothing, on joe's recordings as the codec gives them back. They are measured on 
 import argparse
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from elocute.data.types import Example
 from elocute.models.reading import labels_of
 from elocute.prosody.schema import Dimension, load_schema
 from elocute.speech.codec import StarterCodec
+from starter.fit import fit_one_cycle
 
 HERE = Path(__file__).parent
 FRAMES = 400
@@ -38,7 +40,7 @@ def heard(rows: list[Example], codec: StarterCodec, extractor: ASTFeatureExtract
 def train(
     dimension: Dimension, features: torch.Tensor, wanted: torch.Tensor, epochs: int, lr: float
 ) -> ASTForAudioClassification:
-    """AdamW, one cycle, batches of 32."""
+    """Batches of 32."""
     names = list(dimension.labels)
     config = ASTConfig(
         hidden_size=96,
@@ -52,22 +54,15 @@ def train(
         id2label=dict(enumerate(names)),
         label2id={name: n for n, name in enumerate(names)},
     )
-    model = ASTForAudioClassification(config).train()
-    steps = epochs * (len(features) // 32)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
-    for epoch in range(epochs):
-        losses = []
-        for rows in torch.randperm(len(features))[: len(features) // 32 * 32].view(-1, 32):
-            loss = torch.nn.functional.cross_entropy(model(features[rows]).logits, wanted[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.item())
-        print(f"{dimension.name}: epoch {epoch + 1}/{epochs} loss {np.mean(losses):.3f}", flush=True)
-    return model.eval()
+    model, steps = ASTForAudioClassification(config), len(features) // 32
+
+    def losses() -> Iterator[torch.Tensor]:
+        for rows in torch.randperm(len(features))[: steps * 32].view(-1, 32):
+            yield torch.nn.functional.cross_entropy(model(features[rows]).logits, wanted[rows])
+
+    told = f"{dimension.name}: "
+    fit_one_cycle(model, losses, steps=steps, epochs=epochs, lr=lr, weight_decay=0.05, rising=0.1, name=told)
+    return model
 
 
 def targets(rows: list[Example], dimension: Dimension) -> torch.Tensor:

@@ -74,3 +74,17 @@ def speaking_lm(tiny_lm) -> InterleavedLM:
             head[allowed, state] += 2
         head[layout.answer_end, 6] += math.log(len(prosody)) / 5.6  # about every second block is the last
     return lm
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tiny_lm, tmp_path_factory) -> Path:
+    """Of all tests: to be read only."""
+    tiny_lm.save(folder := tmp_path_factory.mktemp("tiny"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def speaking_folder(speaking_lm, tmp_path_factory) -> Path:
+    """Of all tests: to be read only."""
+    speaking_lm.save(folder := tmp_path_factory.mktemp("speaking"))
+    return folder

@@ -25,13 +25,6 @@ def elocute(*words: object, **options) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, timeout=600, **options)
 
 
-@pytest.fixture(scope="module")
-def model(tiny_lm, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    tiny_lm.save(folder)
-    return folder
-
-
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -69,27 +62,28 @@ def test_an_ear_by_its_name_or_by_its_folder(tmp_path):
     assert _ear(str(tmp_path), None) == TransformersEarSpec(kind="transformers", path=tmp_path)
 
 
-def test_every_bad_row_is_named(model, tmp_path):
+def test_every_bad_row_is_named(tiny_folder, tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"messages": 3}\n\n{"messages": [\n')
-    done = elocute("train", RECIPE, f"model={model}", f"data.train={rows}", f"run_dir={tmp_path / 'run'}")
+    done = elocute("train", RECIPE, f"model={tiny_folder}", f"data.train={rows}", f"run_dir={tmp_path / 'run'}")
     assert done.returncode == 2
     assert f"{rows}:1:" in done.stderr and f"{rows}:3:" in done.stderr
     assert not (tmp_path / "run").exists()
 
 
-def test_dry_run_resolves_and_starts_nothing(model, tmp_path):
-    done = elocute("train", RECIPE, f"model={model}", f"run_dir={tmp_path / 'run'}", "--dry-run", "--json")
+def test_dry_run_resolves_and_starts_nothing(tiny_folder, tmp_path):
+    done = elocute("train", RECIPE, f"model={tiny_folder}", f"run_dir={tmp_path / 'run'}", "--dry-run", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["rows"]["data.train"] > 1000
     assert not (tmp_path / "run").exists()
 
 
-def test_a_dry_run_names_every_row_that_a_reward_cannot_judge(model, tmp_path):
+def test_a_dry_run_names_every_row_that_a_reward_cannot_judge(tiny_folder, tmp_path):
     rows = tmp_path / "rows.jsonl"
     ask = '"messages": [{"role": "user", "content": "four?"}]'
     rows.write_text(f'{{{ask}}}\n{{{ask}, "answer": "4"}}\n{{{ask}, "answer": []}}\n')
-    done = elocute("train", RECIPE, f"model={model}", f"data.train={rows}", f"run_dir={tmp_path / 'run'}", "--dry-run")
+    given = [f"model={tiny_folder}", f"data.train={rows}", f"run_dir={tmp_path / 'run'}"]
+    done = elocute("train", RECIPE, *given, "--dry-run")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.splitlines() == [
         f"{rows}:1: answer: expected an accepted answer or a list of them, found None",
@@ -98,11 +92,11 @@ def test_a_dry_run_names_every_row_that_a_reward_cannot_judge(model, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_dry_run_names_every_row_that_lacks_an_answer(model, tmp_path):
+def test_a_dry_run_names_every_row_that_lacks_an_answer(tiny_folder, tmp_path):
     rows = tmp_path / "rows.jsonl"
     ask = '"messages": [{"role": "user", "content": "four?"}]'
     rows.write_text(f'{{{ask}, "rejected_text": "5"}}\n{{{ask}, "sft_target_text": "4"}}\n')
-    words = [f"model={model}", f"data.train={rows}", f"run_dir={tmp_path / 'run'}"]
+    words = [f"model={tiny_folder}", f"data.train={rows}", f"run_dir={tmp_path / 'run'}"]
     words += ["objective={kind: dpo, mode: offline}", "rewards=[]", "data.eval=null", "--dry-run"]
     done = elocute("train", RECIPE, *words)
     assert done.returncode == 2 and done.stderr.splitlines() == [
@@ -120,11 +114,12 @@ def test_how_to_go_on_can_be_pasted(monkeypatch):
     assert resume_command() == launched
 
 
-def test_an_evaluation_from_the_command_line(model, tmp_path):
-    words = ["eval", model, "--data", HELD_OUT, "-o", tmp_path / "out", "--rows", 3, "--max-new-tokens", 8, "--json"]
+def test_an_evaluation_from_the_command_line(tiny_folder, tmp_path):
+    words = ["eval", tiny_folder, "--data", HELD_OUT, "-o", tmp_path / "out"]
+    words += ["--rows", 3, "--max-new-tokens", 8, "--json"]
     dry = elocute(*words, "--dry-run")
     assert dry.returncode == 0, dry.stderr
-    assert json.loads(dry.stdout) == {"model": str(model), "rows": 3} and not (tmp_path / "out").exists()
+    assert json.loads(dry.stdout) == {"model": str(tiny_folder), "rows": 3} and not (tmp_path / "out").exists()
     done = elocute(*words, "--vocabulary", "starter/answers.txt")
     assert done.returncode == 0, done.stderr
     values = json.loads(done.stdout)
@@ -146,8 +141,8 @@ def kinds(tmp_path_factory) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("kind", ["hybrid", "dpo"])
-def test_a_killed_run_resumes_to_the_same_bytes_and_a_report(model, tmp_path, kinds, kind):
-    words = ["train", *kinds[kind], f"model={model}", "steps=6", "checkpoint.every=1", *SMALL]
+def test_a_killed_run_resumes_to_the_same_bytes_and_a_report(tiny_folder, tmp_path, kinds, kind):
+    words = ["train", *kinds[kind], f"model={tiny_folder}", "steps=6", "checkpoint.every=1", *SMALL]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = subprocess.Popen(
         [sys.executable, "-m", "elocute.cli", *words, f"run_dir={killed}"], stderr=subprocess.DEVNULL
@@ -175,8 +170,8 @@ def test_a_killed_run_resumes_to_the_same_bytes_and_a_report(model, tmp_path, ki
     assert set(values[0]["after"]) == {"answer_accuracy_text", "answer_accuracy_speech", "speech_wer", "broken_audio"}
 
 
-def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(model, tmp_path):
-    words = ["train", RECIPE, f"model={model}", "steps=500", f"run_dir={tmp_path / 'run'}", *SMALL]
+def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(tiny_folder, tmp_path):
+    words = ["train", RECIPE, f"model={tiny_folder}", "steps=500", f"run_dir={tmp_path / 'run'}", *SMALL]
     process = subprocess.Popen(
         [sys.executable, "-m", "elocute.cli", *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

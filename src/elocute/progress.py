@@ -3,26 +3,30 @@
 import math
 import sys
 import time
+from collections.abc import Callable
 from datetime import timedelta
 
+from rich import progress
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+Progress = Callable[[str, int, int, dict], None]
+"""Called with (stage, done, of, values)."""
 
 SECONDS_BETWEEN_LINES = 10
 
 
 class RunProgress:
-    """Call with (stage, done, of, values)."""
+    """A `Progress` that shows."""
 
     def __init__(self, *, quiet: bool = False):
         self.live = sys.stderr.isatty() and not quiet
         self.quiet = quiet
-        self.bars = Progress(
-            TextColumn("{task.description:>16}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+        self.bars = progress.Progress(
+            progress.TextColumn("{task.description:>16}"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TimeRemainingColumn(),
+            progress.TextColumn("{task.fields[note]}"),
             console=Console(stderr=True),
             disable=not self.live,
         )

@@ -29,13 +29,6 @@ EAR = PocketSphinxSpec(kind="pocketsphinx", vocabulary=Path("starter/answers.txt
 HELD_OUT = Path("starter/data/heldout.jsonl")
 
 
-@pytest.fixture(scope="module")
-def model(speaking_lm, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    speaking_lm.save(folder)
-    return folder
-
-
 def folder_evaluation(target: Path, out: Path, *, rows: int = 12, seed: int = 3) -> dict:
     """As `elocute eval` does it."""
     model, examples = check_evaluation(target, HELD_OUT, out, rows=rows, ear=EAR)
@@ -46,12 +39,12 @@ def folder_evaluation(target: Path, out: Path, *, rows: int = 12, seed: int = 3)
 
 
 @pytest.fixture(scope="module")
-def evaluated(model, tmp_path_factory) -> tuple[Path, dict]:
+def evaluated(speaking_folder, tmp_path_factory) -> tuple[Path, dict]:
     out = tmp_path_factory.mktemp("out")  # empty, but there
-    return out, folder_evaluation(model, out)
+    return out, folder_evaluation(speaking_folder, out)
 
 
-def test_where_nobody_says_it_is_the_models_own_temperature(model, tmp_path, monkeypatch):
+def test_where_nobody_says_it_is_the_models_own_temperature(speaking_folder, tmp_path, monkeypatch):
     """And not null that is written down."""
 
     def asked(lm, audio, examples, sampling, **_):
@@ -60,10 +53,10 @@ def test_where_nobody_says_it_is_the_models_own_temperature(model, tmp_path, mon
     monkeypatch.setattr("elocute.evaluation.evaluate.answer_all", asked)
     examples, how = read_rows(HELD_OUT)[:1], {"ear": EAR, "sampling": Sampling(24, None), "seed": 0}
     with pytest.raises(RuntimeError, match="asked at 0.7"):
-        evaluate_folder(model, HELD_OUT, examples, tmp_path, **how, progress=lambda *_: None)
+        evaluate_folder(speaking_folder, HELD_OUT, examples, tmp_path, **how, progress=lambda *_: None)
 
 
-def test_eval_json_says_how_it_was_measured(evaluated, model):
+def test_eval_json_says_how_it_was_measured(evaluated, speaking_folder):
     out, values = evaluated
     assert json.loads((out / "eval.json").read_text()) == values
     assert values["ear"] == "PocketSphinx, bundled en-us model, closed vocabulary"
@@ -72,7 +65,7 @@ def test_eval_json_says_how_it_was_measured(evaluated, model):
     assert (values["top_k"], values["top_p"]) == (0, 1.0)  # the whole vocabulary
     contents = "\n".join(map(digest_file, (HELD_OUT, HELD_OUT.with_name("questions.safetensors"))))
     assert values["data_digest"] == hashlib.sha256(contents.encode()).hexdigest()
-    assert values["model_digest"] == {"result": digest_folder(model)}
+    assert values["model_digest"] == {"result": digest_folder(speaking_folder)}
     packages = ("elocute", "torch", "transformers", "pocketsphinx", "jiwer")
     assert values["versions"] == {"result": {name: version(name) for name in packages}}
     assert "normalise" in values["normalisation"] and values["trained_against"] is None  # the folder is no run's
@@ -94,15 +87,15 @@ def test_the_metrics_are_those_of_the_answers_written(evaluated):
     assert sum(part["broken_audio"]["n"] for part in values["by_category"]["result"].values()) == 12
 
 
-def test_the_same_again_and_another_seed(evaluated, model, tmp_path):
+def test_the_same_again_and_another_seed(evaluated, speaking_folder, tmp_path):
     out, values = evaluated
     (tmp_path / "run/model").mkdir(parents=True)
     (tmp_path / "run/model").rmdir()
-    (tmp_path / "run/model").symlink_to(model)
+    (tmp_path / "run/model").symlink_to(speaking_folder)
     (tmp_path / "run/recipe.yaml").write_text("rewards: []")  # a run: its model is evaluated
     assert folder_evaluation(tmp_path / "run", tmp_path / "again") == values | {"trained_against": {}}
     assert (tmp_path / "again/result.jsonl").read_bytes() == (out / "result.jsonl").read_bytes()
-    folder_evaluation(model, tmp_path / "other", seed=4)
+    folder_evaluation(speaking_folder, tmp_path / "other", seed=4)
     assert (tmp_path / "other/result.jsonl").read_bytes() != (out / "result.jsonl").read_bytes()
 
 
@@ -158,7 +151,7 @@ def test_whisper_listens(speaking_lm, tmp_path):
 
 
 @pytest.mark.parametrize("inside", ["eval.json", "recipe.yaml", ".hidden", None])
-def test_a_folder_with_something_in_it_is_refused(model, tmp_path, inside):
+def test_a_folder_with_something_in_it_is_refused(speaking_folder, tmp_path, inside):
     out = tmp_path / "out"
     if inside is None:
         out.write_text("a file")
@@ -166,12 +159,12 @@ def test_a_folder_with_something_in_it_is_refused(model, tmp_path, inside):
         out.mkdir()
         (out / inside).write_text("mine")
     with pytest.raises(InputError, match="expected a new folder or an empty one"):
-        check_evaluation(model, HELD_OUT, out, rows=None, ear=EAR)
+        check_evaluation(speaking_folder, HELD_OUT, out, rows=None, ear=EAR)
     assert inside is None or [path.name for path in out.iterdir()] == [inside]
 
 
-def test_what_is_wrong_is_said_before_the_model_is_loaded(model, tmp_path, monkeypatch):
-    def check(target=model, data=HELD_OUT, ear=EAR):
+def test_what_is_wrong_is_said_before_the_model_is_loaded(speaking_folder, tmp_path, monkeypatch):
+    def check(target=speaking_folder, data=HELD_OUT, ear=EAR):
         check_evaluation(target, data, tmp_path / "out", rows=None, ear=ear)
 
     rows = tmp_path / "rows.jsonl"
@@ -210,10 +203,10 @@ def test_eval_json_is_read_back(tmp_path):
     assert read_eval(tmp_path / "eval.json") == {"a": None, "b": 1}
 
 
-def test_a_recogniser_that_was_a_reward_does_not_judge_the_run(model, tmp_path):
+def test_a_recogniser_that_was_a_reward_does_not_judge_the_run(speaking_folder, tmp_path):
     """Neither by the run's name nor by its model's, unless that is asked for, and then it is written down."""
     rewards = "rewards: [{kind: asr, name: clear, weight: 1, ear: {kind: pocketsphinx, vocabulary: null}}]"
-    (tmp_path / "model").symlink_to(model)
+    (tmp_path / "model").symlink_to(speaking_folder)
     (tmp_path / "recipe.yaml").write_text(rewards)
     for target in (tmp_path, tmp_path / "model"):
         with pytest.raises(InputError, match="recipe.yaml: 'clear' decided the run and --ear is the same"):

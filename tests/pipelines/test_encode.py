@@ -14,13 +14,6 @@ from elocute.data.rows import read_rows
 RECIPE = "recipes/starter/wavalign.yaml"
 
 
-@pytest.fixture(scope="module")
-def model(speaking_lm, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    speaking_lm.save(folder)
-    return folder
-
-
 @pytest.fixture
 def rows(tmp_path) -> Path:
     """A spoken question with a spoken answer, and twenty written ones, of which the last has two recordings."""
@@ -35,11 +28,11 @@ def rows(tmp_path) -> Path:
 
 
 @pytest.fixture
-def encode(model, rows, monkeypatch, capsys):
+def encode(speaking_folder, rows, monkeypatch, capsys):
     """Types the command: (exit status, stdout, stderr)."""
 
     def run(*words):
-        own = ["--data", str(rows), f"model={model}", f"data.cache={rows.parent / 'cache'}"]
+        own = ["--data", str(rows), f"model={speaking_folder}", f"data.cache={rows.parent / 'cache'}"]
         monkeypatch.setattr(sys, "argv", ["elocute", "encode", RECIPE, *own, *words])
         status = 0
         try:

@@ -149,13 +149,6 @@ def test_no_more_rows_are_read_than_are_under_way(crew):
 
 
 @pytest.fixture(scope="module")
-def model(speaking_lm, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    speaking_lm.save(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def rows(tmp_path_factory) -> Path:
     """Twelve prompts, each third one spoken."""
     sound, lines = str(Path("starter/audio/heldout-sum-0000.question.wav").resolve()), []
@@ -174,9 +167,9 @@ def rows(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def sampler(model, rows, tmp_path):
+def sampler(speaking_folder, rows, tmp_path):
     def make(out: str, workers: int) -> CandidateSampler:
-        recipe = load_recipe(RECIPE, [f"model={model}", f"data.cache={tmp_path / out}-cache", *SMALL])
+        recipe = load_recipe(RECIPE, [f"model={speaking_folder}", f"data.cache={tmp_path / out}-cache", *SMALL])
         return CandidateSampler(recipe, rows, tmp_path / out, n=3, workers=workers)
 
     return make
@@ -216,10 +209,11 @@ def test_a_worker_killed_while_it_samples_leaves_no_trace(sampler, cluster, tmp_
 
 
 @on_ray
-def test_the_first_process_killed_goes_on_with_either_engine(sampler, cluster, model, rows, tmp_path):
+def test_the_first_process_killed_goes_on_with_either_engine(sampler, cluster, speaking_folder, rows, tmp_path):
     sampler("local", 0).run()
     job = sampler("ray", 2)
-    words = [f"model={model}", f"data.cache={tmp_path / 'ray-cache'}", *SMALL, "--data", rows, "-n", 3, "-o", job.out]
+    given = [f"model={speaking_folder}", f"data.cache={tmp_path / 'ray-cache'}", *SMALL]
+    words = [*given, "--data", rows, "-n", 3, "-o", job.out]
     command = [sys.executable, "-m", "elocute.cli", "sample", RECIPE, *words, "--engine", "ray", "--workers", "2"]
     process = subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL)
     lines = job.out / "candidates.jsonl"

@@ -32,13 +32,6 @@ IDS = ["q/../1", "zwölf", None, "q 4", "x" * 300]
 
 
 @pytest.fixture(scope="module")
-def model(speaking_lm, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    speaking_lm.save(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def rows(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("rows")
     (folder / "sounds").mkdir()
@@ -52,9 +45,9 @@ def rows(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def sampler(model, rows, tmp_path):
+def sampler(speaking_folder, rows, tmp_path):
     def make(out="out", *overrides: str, data: Path = rows, **options) -> CandidateSampler:
-        given = [f"model={model}", f"data.cache={tmp_path / 'cache'}", *SMALL, *overrides]
+        given = [f"model={speaking_folder}", f"data.cache={tmp_path / 'cache'}", *SMALL, *overrides]
         return CandidateSampler(load_recipe(RECIPE, given), data, tmp_path / out, **{"n": 3} | options)
 
     return make
@@ -201,9 +194,10 @@ def test_defect_align_8_an_exception_is_no_skipped_line(sampler, finished, rows,
     assert tree(out) == expected
 
 
-def test_defect_align_8_the_command_fails_and_names_the_row(model, rows, tmp_path):
+def test_defect_align_8_the_command_fails_and_names_the_row(speaking_folder, rows, tmp_path):
     broken = "from elocute.speech.codec import StarterCodec as C; C.encode = lambda *_: 1 // 0; "
-    words = [RECIPE, f"model={model}", f"data.cache={tmp_path / 'cache'}", "--data", rows, "-o", tmp_path / "out"]
+    given = [f"model={speaking_folder}", f"data.cache={tmp_path / 'cache'}"]
+    words = [RECIPE, *given, "--data", rows, "-o", tmp_path / "out"]
     command = [sys.executable, "-c", broken + "from elocute.cli import main; main()", "sample", *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 1 and not (tmp_path / "out").exists()
@@ -235,10 +229,10 @@ def test_only_the_same_work_goes_on(sampler, finished, overrides, options, said)
         sampler("whole").check(resume=False)
 
 
-def test_changed_rows_or_weights_are_other_work(sampler, rows, model, tmp_path):
+def test_changed_rows_or_weights_are_other_work(sampler, rows, speaking_folder, tmp_path):
     data, weights = tmp_path / "rows.jsonl", tmp_path / "model"
     data.write_text('{"messages": [{"role": "user", "content": "four"}]}\n')
-    shutil.copytree(model, weights)
+    shutil.copytree(speaking_folder, weights)
     job = sampler("out", f"model={weights}", data=data)
     job.run()
     job.check(resume=True)
@@ -345,11 +339,12 @@ def test_prompts_may_be_the_first_seconds_of_their_audio(sampler, rows, tmp_path
     assert prompts[0] == prompts[1] and len(prompts[1]) < len(prompts[2])
 
 
-def test_killed_by_the_system_at_the_command_line(model, tmp_path):
+def test_killed_by_the_system_at_the_command_line(speaking_folder, tmp_path):
     data = tmp_path / "rows.jsonl"
     asked = [json.dumps({"messages": [{"role": "user", "content": f"{i} plus {i}"}]}) for i in range(40)]
     data.write_text("\n".join(asked))
-    words = [sys.executable, "-m", "elocute.cli", "sample", RECIPE, f"model={model}", *SMALL, "--data", data, "-n", 2]
+    given = [RECIPE, f"model={speaking_folder}", *SMALL, "--data", data, "-n", 2]
+    words = [sys.executable, "-m", "elocute.cli", "sample", *given]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
 
     def command(out: str, *more: str) -> list[str]:

@@ -19,22 +19,15 @@ PROMPTS = [torch.tensor([301, 302, 303]), torch.tensor([301, 400, 401, 402, 403]
 SEEDS = [[1, 2], [3, 4]]
 
 
-@pytest.fixture(scope="module")
-def folder(speaking_lm, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("speaking")
-    speaking_lm.save(folder)
-    return folder
-
-
 @pytest.fixture
-def server(folder):
-    with standing_in(folder) as server:
+def server(speaking_folder):
+    with standing_in(speaking_folder) as server:
         yield server
 
 
 @pytest.fixture
-def lm(folder):
-    return InterleavedLM.load(folder)
+def lm(speaking_folder):
+    return InterleavedLM.load(speaking_folder)
 
 
 def sampler_of(server, folder, **settings) -> VllmSampler:
@@ -106,8 +99,8 @@ def test_the_distance_is_over_sampled_tokens_and_bounded(speaking_lm):
 
 
 @pytest.mark.parametrize("sampling", [Sampling(40, 0.8), Sampling(40, 1.1, 9, 0.9)])
-def test_a_servers_answers_are_the_models_own(server, folder, lm, sampling):
-    sampler = sampler_of(server, folder)
+def test_a_servers_answers_are_the_models_own(server, speaking_folder, lm, sampling):
+    sampler = sampler_of(server, speaking_folder)
     groups = sampler(lm, PROMPTS, SEEDS, sampling)
     assert [[rollout.seed for rollout in group] for group in groups] == SEEDS
     rollouts = flat(groups)
@@ -121,9 +114,9 @@ def test_a_servers_answers_are_the_models_own(server, folder, lm, sampling):
 
 
 @pytest.mark.parametrize("temperature", [[0.8], None])
-def test_a_temperature_may_be_the_heads_or_the_models_own(server, folder, lm, temperature):
+def test_a_temperature_may_be_the_heads_or_the_models_own(server, speaking_folder, lm, temperature):
     lm.temperature = 0.7
-    groups = sampler_of(server, folder)(lm, PROMPTS[:1], [[1]], Sampling(4, temperature))
+    groups = sampler_of(server, speaking_folder)(lm, PROMPTS[:1], [[1]], Sampling(4, temperature))
     assert server.asked[0]["sampling_params"]["temperature"] == (0.8 if temperature else 0.7) and len(groups) == 1
 
 
@@ -135,8 +128,8 @@ def nudged(lm):
     return lm
 
 
-def test_the_server_follows_the_weights(server, folder, lm, tmp_path):
-    sampler = sampler_of(server, folder, max_drift=0.01)
+def test_the_server_follows_the_weights(server, speaking_folder, lm, tmp_path):
+    sampler = sampler_of(server, speaking_folder, max_drift=0.01)
     nudged(lm)
     with pytest.raises(RunError, match="nats a token from the model's own"):
         sampler(lm, PROMPTS, SEEDS, Sampling(20))
@@ -151,15 +144,15 @@ def test_the_server_follows_the_weights(server, folder, lm, tmp_path):
     assert not sampler.weights.exists()
 
 
-def test_stale_weights_stop_the_run(server, folder, lm):
-    sampler = sampler_of(server, folder)
+def test_stale_weights_stop_the_run(server, speaking_folder, lm):
+    sampler = sampler_of(server, speaking_folder)
     server.version = "of another run"
     with pytest.raises(RunError, match="stale weights: of another run answered, not base"):
         sampler(lm, PROMPTS, SEEDS, Sampling(20))
 
 
-def test_only_some_answers_are_scored(server, folder, lm):
-    groups = sampler_of(server, folder)(lm, PROMPTS[:1], [list(range(40))], Sampling(4))
+def test_only_some_answers_are_scored(server, speaking_folder, lm):
+    groups = sampler_of(server, speaking_folder)(lm, PROMPTS[:1], [list(range(40))], Sampling(4))
     scored = [not rollout.entropy.isnan().any() for rollout in groups[0]]
     assert sum(scored) == 14 and scored[0] and scored[39]  # every third
 
@@ -167,8 +160,8 @@ def test_only_some_answers_are_scored(server, folder, lm):
 # a server that is lost
 
 
-def test_a_server_that_comes_back_gets_its_weights_again(server, folder, lm, caplog):
-    sampler, down = sampler_of(server, folder), []
+def test_a_server_that_comes_back_gets_its_weights_again(server, speaking_folder, lm, caplog):
+    sampler, down = sampler_of(server, speaking_folder), []
     expected = flat(sampler(lm, PROMPTS, SEEDS, Sampling(20)))
 
     def once(path, body):
@@ -185,8 +178,8 @@ def test_a_server_that_comes_back_gets_its_weights_again(server, folder, lm, cap
     assert "EngineCore died); waiting for the vLLM server, 120 s at most" in caplog.text
 
 
-def test_a_server_that_lets_go_of_a_request_is_asked_again(server, folder, lm):
-    sampler, aborted = sampler_of(server, folder), []
+def test_a_server_that_lets_go_of_a_request_is_asked_again(server, speaking_folder, lm):
+    sampler, aborted = sampler_of(server, speaking_folder), []
 
     def once(path, body):
         if path == "/inference/v1/generate" and not aborted:
@@ -199,29 +192,29 @@ def test_a_server_that_lets_go_of_a_request_is_asked_again(server, folder, lm):
     assert len(flat(sampler(lm, PROMPTS, SEEDS, Sampling(20)))) == 4 and aborted
 
 
-def test_the_wait_for_a_server_is_bounded(server, folder, lm):
-    sampler = sampler_of(server, folder)
+def test_the_wait_for_a_server_is_bounded(server, speaking_folder, lm):
+    sampler = sampler_of(server, speaking_folder)
     server.ruin, sampler.server.timeout = lambda path, body: (503, {}), 0.5
     with pytest.raises(RunError, match=r"the vLLM server is gone \(.*\) and was not back within 0.5 s"):
         sampler(lm, PROMPTS, SEEDS, Sampling(20))
 
 
-def test_a_request_over_which_the_server_dies_each_time_ends_the_run(server, folder, lm):
-    sampler = sampler_of(server, folder)
+def test_a_request_over_which_the_server_dies_each_time_ends_the_run(server, speaking_folder, lm):
+    sampler = sampler_of(server, speaking_folder)
     server.ruin = lambda path, body: (500, {}) if path == "/inference/v1/generate" else None
     with pytest.raises(RunError, match="lost the vLLM server 3 times over one request"):
         sampler(lm, PROMPTS[:1], [[1]], Sampling(20))
 
 
-def test_a_refusal_is_said_in_the_servers_words(server, folder, lm):
-    sampler = sampler_of(server, folder)
+def test_a_refusal_is_said_in_the_servers_words(server, speaking_folder, lm):
+    sampler = sampler_of(server, speaking_folder)
     server.ruin = lambda path, body: (403, {"error": {"message": "Restart vllm serve with --enable-scale-out"}})
     with pytest.raises(RunError, match=r"generate: HTTP 403 \(Restart vllm serve with --enable-scale-out\)"):
         sampler(lm, PROMPTS, SEEDS, Sampling(20))
 
 
-def test_weights_that_the_server_cannot_load_stop_the_run(server, folder, lm, tmp_path):
-    sampler = sampler_of(server, folder, weights=tmp_path / "weights")
+def test_weights_that_the_server_cannot_load_stop_the_run(server, speaking_folder, lm, tmp_path):
+    sampler = sampler_of(server, speaking_folder, weights=tmp_path / "weights")
     server.ruin = lambda path, body: (
         (500, {"error": {"message": "no such file"}}) if path == "/collective_rpc" else None
     )
@@ -236,8 +229,8 @@ def test_weights_that_the_server_cannot_load_stop_the_run(server, folder, lm, tm
         ({"choices": [{"token_ids": [1], "finish_reason": "stop", "logprobs": None}]}, r"malformed reply \(TypeError"),
     ],
 )
-def test_a_malformed_answer_stops_the_run(server, folder, lm, said, message):
-    sampler = sampler_of(server, folder)
+def test_a_malformed_answer_stops_the_run(server, speaking_folder, lm, said, message):
+    sampler = sampler_of(server, speaking_folder)
     server.ruin = lambda path, body: (200, said) if path == "/inference/v1/generate" else None
     with pytest.raises(RunError, match=message):
         sampler(lm, PROMPTS, SEEDS, Sampling(20))
@@ -253,21 +246,21 @@ def test_a_malformed_answer_stops_the_run(server, folder, lm, said, message):
         ((200, {"vllm_config": "as text"}), InputError, "expected a vLLM server \\(0.32\\), it is none"),
     ],
 )
-def test_another_server_is_refused(server, folder, said, error, message):
+def test_another_server_is_refused(server, speaking_folder, said, error, message):
     server.ruin = lambda path, body: said
     with pytest.raises(error, match=message):
-        sampler_of(server, folder)
+        sampler_of(server, speaking_folder)
 
 
-def test_a_server_with_other_log_probs_is_refused(folder):
-    with standing_in(folder, logprobs_mode="raw_logprobs") as server:
+def test_a_server_with_other_log_probs_is_refused(speaking_folder):
+    with standing_in(speaking_folder, logprobs_mode="raw_logprobs") as server:
         with pytest.raises(InputError, match="--logprobs-mode processed_logprobs, not raw_logprobs"):
-            sampler_of(server, folder)
+            sampler_of(server, speaking_folder)
 
 
-def test_a_context_that_is_too_short_is_said_beforehand(folder, lm):
-    with standing_in(folder, max_model_len=24) as server:
-        sampler = sampler_of(server, folder)
+def test_a_context_that_is_too_short_is_said_beforehand(speaking_folder, lm):
+    with standing_in(speaking_folder, max_model_len=24) as server:
+        sampler = sampler_of(server, speaking_folder)
         sampler(lm, PROMPTS, SEEDS, Sampling(19))
         with pytest.raises(InputError, match="expected --max-model-len 25 or more, it is 24"):
             sampler(lm, PROMPTS, SEEDS, Sampling(20))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from elocute.recipe import load_recipe
 from elocute.training.passes import Limits, cut
 from elocute.training.update import Rows, Update
-from tests.training.test_update import make_answers
+from tests.training.update_twin import make_answers
 
 PROMPTS = [torch.zeros(n) for n in (3, 40, 200)]
 

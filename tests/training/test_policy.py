@@ -34,14 +34,7 @@ LORA = ["lora.rank=4"]
 
 
 @pytest.fixture(scope="module")
-def model_folder(tiny_lm, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    tiny_lm.save(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def leaky_folder(model_folder, tiny_lm, tmp_path_factory) -> Path:
+def leaky_folder(tiny_folder, tiny_lm, tmp_path_factory) -> Path:
     """The same weights with a config that asks for dropout."""
     folder = tmp_path_factory.mktemp("leaky")
     tiny_lm.save(folder)
@@ -116,16 +109,16 @@ def test_a_head_that_caps_its_logits_is_refused_however_small_they_are(tiny_lm):
     check_head(with_network(tiny_lm, Gemma2ForCausalLM(plain)), "")
 
 
-def test_a_head_that_does_not_read_the_trunks_output_is_refused(model_folder):
-    lm = load_model(model_folder)
+def test_a_head_that_does_not_read_the_trunks_output_is_refused(tiny_folder):
+    lm = load_model(tiny_folder)
     lm.head().register_forward_pre_hook(lambda _module, inputs: (inputs[0] / 8,))
     with pytest.raises(InputError, match=r"its logits are not head\(hidden\)"):
         check_head(lm, "some/model")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_plain_head_passes_and_is_left_as_it_was(model_folder, dtype):
-    lm = load_model(model_folder, dtype=dtype)
+def test_a_plain_head_passes_and_is_left_as_it_was(tiny_folder, dtype):
+    lm = load_model(tiny_folder, dtype=dtype)
     check_head(lm, "")
     ids = torch.tensor([[5, 6, 7]])
     assert torch.allclose(lm.model(ids).logits, lm.head()(lm.trunk()(ids).last_hidden_state))
@@ -141,18 +134,18 @@ def test_a_head_with_a_bias_takes_k3_and_is_refused_the_exact_kl(tiny_lm, tmp_pa
     assert torch.allclose(policy(make_rows())[0], expected_logp(policy.network), atol=1e-5)
 
 
-def test_a_head_with_an_adapter_is_refused(model_folder):
+def test_a_head_with_an_adapter_is_refused(tiny_folder):
     with pytest.raises(InputError, match="lora.targets: the vocabulary head"):
-        load_policy(make_recipe(model_folder, *LORA, "lora.targets=[q_proj, lm_head]"))
+        load_policy(make_recipe(tiny_folder, *LORA, "lora.targets=[q_proj, lm_head]"))
 
 
 # the reference
 
 
-def test_defect_07_kl_is_on_when_its_weights_are_set(model_folder, tmp_path):
+def test_defect_07_kl_is_on_when_its_weights_are_set(tiny_folder, tmp_path):
     for weights, names in ([KL, {"text", "speech"}], [["objective.kl.text=0", "objective.kl.speech=0.1"], {"speech"}]):
         run = tmp_path / str(len(names))
-        trainer = Trainer(make_recipe(model_folder, "steps=1", *weights, run=run))
+        trainer = Trainer(make_recipe(tiny_folder, "steps=1", *weights, run=run))
         perturb(trainer.raw_policy)
         metrics = []
         trainer.train(lambda _step, values, metrics=metrics: metrics.append(values))
@@ -194,8 +187,8 @@ def test_the_reference_is_made_of_what_is_loaded(tiny_lm, tmp_path, overrides):
 
 
 @pytest.mark.parametrize("overrides", [[], LORA], ids=["full", "lora"])
-def test_every_weight_that_is_trained_has_a_gradient_whatever_is_scored(model_folder, overrides):
-    policy = load_policy(make_recipe(model_folder, *overrides))
+def test_every_weight_that_is_trained_has_a_gradient_whatever_is_scored(tiny_folder, overrides):
+    policy = load_policy(make_recipe(tiny_folder, *overrides))
     trained = [p for p in policy.parameters() if p.requires_grad]
     scores = [policy(batch)[0] for batch in (make_rows(), make_rows(selected=False))]
     assert len(scores[0]) and len(scores[1]) == 0
@@ -219,8 +212,8 @@ def test_defect_07_nothing_turns_the_policys_dropout_on(leaky_folder, overrides)
         assert torch.equal(policy(batch)[0], first)
 
 
-def test_the_reference_gives_the_adapter_back_to_training(model_folder):
-    recipe = make_recipe(model_folder, *KL, *LORA)
+def test_the_reference_gives_the_adapter_back_to_training(tiny_folder):
+    recipe = make_recipe(tiny_folder, *KL, *LORA)
     policy, batch = load_policy(recipe), make_rows()
     perturb(policy)
     logp, kl = kl_per_token(recipe, policy, batch, Reference(recipe, policy))
@@ -233,14 +226,14 @@ def test_the_reference_gives_the_adapter_back_to_training(model_folder):
 # what is saved
 
 
-def test_the_saved_model_of_a_lora_run_gives_the_same_logits(model_folder, tmp_path):
-    trainer = Trainer(make_recipe(model_folder, *LORA, "optim.lr=0.01", run=tmp_path / "run"))
+def test_the_saved_model_of_a_lora_run_gives_the_same_logits(tiny_folder, tmp_path):
+    trainer = Trainer(make_recipe(tiny_folder, *LORA, "optim.lr=0.01", run=tmp_path / "run"))
     trainer.train()
     loaded, batch = load_model(trainer.save_model()), make_rows()
     assert not hasattr(loaded.model, "peft_config")
     ours, theirs = (Policy(lm)(batch)[0] for lm in (trainer.lm, loaded))
     assert torch.allclose(ours, theirs, atol=1e-5)
-    assert not torch.allclose(ours, Policy(load_model(model_folder))(batch)[0], atol=1e-3)
+    assert not torch.allclose(ours, Policy(load_model(tiny_folder))(batch)[0], atol=1e-3)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "run/model", local_files_only=True)
     assert torch.allclose(expected_logp(plain), ours, atol=1e-5)
 
@@ -249,10 +242,10 @@ def test_the_saved_model_of_a_lora_run_gives_the_same_logits(model_folder, tmp_p
 
 
 @pytest.mark.parametrize("overrides", [[], LORA], ids=["full", "lora"])
-def test_gradient_checkpointing_recomputes_and_changes_nothing(model_folder, overrides):
+def test_gradient_checkpointing_recomputes_and_changes_nothing(tiny_folder, overrides):
     gradients, widths = [], []
     for checkpointing in ("false", "true"):
-        recipe = make_recipe(model_folder, *overrides, f"gradient_checkpointing={checkpointing}")
+        recipe = make_recipe(tiny_folder, *overrides, f"gradient_checkpointing={checkpointing}")
         policy, batch = load_policy(recipe), make_rows()
         if overrides:
             perturb(policy)
@@ -287,11 +280,11 @@ def moves(model: Path, run: Path, *overrides: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("overrides", [[], LORA], ids=["full", "lora"])
-def test_bfloat16_moves_weights_as_float32_does_at_a_small_learning_rate(model_folder, tmp_path, overrides):
+def test_bfloat16_moves_weights_as_float32_does_at_a_small_learning_rate(tiny_folder, tmp_path, overrides):
     """In bfloat16 weights a step of 1e-6 would vanish: at 0.02 their next value is 1e-4 away."""
     small = [*overrides, "optim.lr=1e-6", "rollout.prompts_per_step=8"]
-    expected = moves(model_folder, tmp_path / "float32", *small)
-    ours = moves(model_folder, tmp_path / "bfloat16", *small, *BFLOAT16)
+    expected = moves(tiny_folder, tmp_path / "float32", *small)
+    ours = moves(tiny_folder, tmp_path / "bfloat16", *small, *BFLOAT16)
     moved = expected.abs() > 5e-7  # words that no row holds stay where they are
     assert moved.double().mean() > 0.3
     assert (ours[moved].abs() > 1e-7).double().mean() > 0.99
@@ -324,8 +317,8 @@ def test_bfloat16_sampler_and_policy_agree(speaking_lm, tmp_path, overrides):
 
 @pytest.mark.parametrize("overrides", [[], LORA], ids=["full", "lora"])
 @pytest.mark.parametrize("estimator", ["k3", "exact"])
-def test_bfloat16_kl_is_zero_before_training(model_folder, overrides, estimator):
-    recipe = make_recipe(model_folder, *KL, *overrides, f"objective.kl.estimator={estimator}", *BFLOAT16)
+def test_bfloat16_kl_is_zero_before_training(tiny_folder, overrides, estimator):
+    recipe = make_recipe(tiny_folder, *KL, *overrides, f"objective.kl.estimator={estimator}", *BFLOAT16)
     policy, batch = load_policy(recipe), make_rows()
     reference = Reference(recipe, policy)
     assert not kl_per_token(recipe, policy, batch, reference)[1].any()
@@ -334,14 +327,14 @@ def test_bfloat16_kl_is_zero_before_training(model_folder, overrides, estimator)
 
 
 @pytest.mark.parametrize("overrides", [[], LORA, ["objective.kl.estimator=exact"]], ids=["full", "lora", "exact"])
-def test_bfloat16_resumes_byte_for_byte(model_folder, tmp_path, overrides):
+def test_bfloat16_resumes_byte_for_byte(tiny_folder, tmp_path, overrides):
     every = [*KL, *overrides, *BFLOAT16, "optim.schedule=constant", "checkpoint.every=1"]
-    Trainer(make_recipe(model_folder, *every, "steps=1", run=tmp_path / "cut")).train()
-    resumed = Trainer(make_recipe(model_folder, *every, run=tmp_path / "cut"), resume=True)
+    Trainer(make_recipe(tiny_folder, *every, "steps=1", run=tmp_path / "cut")).train()
+    resumed = Trainer(make_recipe(tiny_folder, *every, run=tmp_path / "cut"), resume=True)
     assert resumed.step == 1
     resumed.train()
     lines = []
-    Trainer(make_recipe(model_folder, *every, run=tmp_path / "whole")).train(lambda _, values: lines.append(values))
+    Trainer(make_recipe(tiny_folder, *every, run=tmp_path / "whole")).train(lambda _, values: lines.append(values))
     assert len(lines) == 2 and torch.isfinite(torch.tensor([line["loss/total"] for line in lines])).all()
     for name in ("model.safetensors", "optimizer.safetensors", "state.json"):
         cut, whole = (tmp_path / run / "checkpoints/step-2" / name for run in ("cut", "whole"))
@@ -351,11 +344,11 @@ def test_bfloat16_resumes_byte_for_byte(model_folder, tmp_path, overrides):
 
 
 @pytest.mark.parametrize("overrides", [[], LORA], ids=["full", "lora"])
-def test_bfloat16_activations_are_recomputed_as_they_were(model_folder, overrides):
+def test_bfloat16_activations_are_recomputed_as_they_were(tiny_folder, overrides):
     """Checkpointed or not: the same bits, when both run every answer behind its own prompt."""
     gradients = []
     for checkpointing in ("false", "true"):
-        recipe = make_recipe(model_folder, *overrides, *BFLOAT16, f"gradient_checkpointing={checkpointing}")
+        recipe = make_recipe(tiny_folder, *overrides, *BFLOAT16, f"gradient_checkpointing={checkpointing}")
         policy, batch = Policy(load_policy(recipe).lm, share_prompts=False), make_rows()
         perturb(policy)
         policy(batch)[0].sum().backward()
@@ -367,9 +360,9 @@ def test_bfloat16_activations_are_recomputed_as_they_were(model_folder, override
 # freezing
 
 
-def test_defect_13_what_the_recipe_freezes_is_frozen(model_folder, tmp_path):
+def test_defect_13_what_the_recipe_freezes_is_frozen(tiny_folder, tmp_path):
     overrides = [r"freeze=[embed_tokens, 'layers\.1\.mlp']", *KL]
-    trainer = Trainer(make_recipe(model_folder, *overrides, run=tmp_path / "run"))
+    trainer = Trainer(make_recipe(tiny_folder, *overrides, run=tmp_path / "run"))
     before = copy.deepcopy(dict(trainer.raw_policy.network.named_parameters()))
     trainer.train()
     frozen = {name for name in before if re.search(r"embed_tokens|layers\.1\.mlp", name)}
@@ -379,7 +372,7 @@ def test_defect_13_what_the_recipe_freezes_is_frozen(model_folder, tmp_path):
         assert torch.equal(parameter, before[name]) == (name in frozen), name
     saved = load_model(trainer.save_model()).model
     assert all(torch.equal(dict(saved.named_parameters())[name], before[name]) for name in frozen)
-    again = Trainer(make_recipe(model_folder, *overrides, run=tmp_path / "run"), resume=True)
+    again = Trainer(make_recipe(tiny_folder, *overrides, run=tmp_path / "run"), resume=True)
     for name, parameter in again.raw_policy.network.named_parameters():
         assert torch.equal(parameter, dict(trainer.raw_policy.network.named_parameters())[name]), name
 
@@ -394,7 +387,7 @@ def test_defect_13_what_the_recipe_freezes_is_frozen(model_folder, tmp_path):
         (["freeze=[embed_tokens]", *LORA], "freeze: lora trains its adapters only"),
     ],
 )
-def test_defect_13_freezing_nothing_is_an_error(model_folder, overrides, said):
+def test_defect_13_freezing_nothing_is_an_error(tiny_folder, overrides, said):
     with pytest.raises(InputError, match=re.escape(said)) as caught:
-        load_policy(make_recipe(model_folder, *overrides))
+        load_policy(make_recipe(tiny_folder, *overrides))
     assert len(str(caught.value).splitlines()) == 1

@@ -24,13 +24,6 @@ WEIGHTS = [1.0, 0.5, 2.0]
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def model_folder(tiny_lm, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    tiny_lm.save(folder)
-    return folder
-
-
 def make_recipe(model: Path, *overrides: str) -> Recipe:
     base = [f"model={model}", "run_dir=unused", "data.eval=null", "optim.micro_batch=4", "rewards=[]"]
     base += ["objective={kind: dpo, beta: 0.3, sft: {weight: 0.7}}", "rollout.temperature=0.5"]  # which must not matter
@@ -155,8 +148,8 @@ def assert_same_gradients(ours: dict, theirs: dict, relative: float) -> None:
     ],
     ids=lambda overrides: " ".join(overrides) or "defaults",
 )
-def test_loss_and_gradient_are_the_twins(model_folder, overrides):
-    setting = Setting(make_recipe(model_folder, *(f"objective.{o}" for o in overrides)))
+def test_loss_and_gradient_are_the_twins(tiny_folder, overrides):
+    setting = Setting(make_recipe(tiny_folder, *(f"objective.{o}" for o in overrides)))
     totals = setting.learn(setting.pairs).values
     parts, gradients = twin(setting)
     if not setting.recipe.objective.sft.weight:
@@ -166,8 +159,8 @@ def test_loss_and_gradient_are_the_twins(model_folder, overrides):
 
 
 @pytest.fixture(scope="module")
-def whole(model_folder):
-    setting = Setting(make_recipe(model_folder, "objective.scope=all"))
+def whole(tiny_folder):
+    setting = Setting(make_recipe(tiny_folder, "objective.scope=all"))
     totals = setting.learn(setting.pairs).values
     return setting, totals, setting.gradients()
 
@@ -255,16 +248,16 @@ def test_passes_for_the_sake_of_other_processes_count_nothing(whole, monkeypatch
         assert torch.equal(gradient, gradients[name]), name
 
 
-def test_a_pair_without_a_token_in_scope_has_a_gradient_of_zero(model_folder):
-    setting = Setting(make_recipe(model_folder, "objective.scope=text", "objective.sft.weight=0"))
+def test_a_pair_without_a_token_in_scope_has_a_gradient_of_zero(tiny_folder):
+    setting = Setting(make_recipe(tiny_folder, "objective.scope=text", "objective.sft.weight=0"))
     speech = setting.pairs[2].rejected
     pair = setting.pairs[2]._replace(chosen=speech, reference=torch.zeros(2, 2, dtype=torch.float64))
     setting.learn([pair])
     assert all(bool((gradient == 0).all()) for gradient in setting.gradients().values())
 
 
-def test_the_reference_of_lora_is_the_model_with_the_adapter_off(model_folder):
-    setting = Setting(make_recipe(model_folder, "lora.rank=2"))
+def test_the_reference_of_lora_is_the_model_with_the_adapter_off(tiny_folder):
+    setting = Setting(make_recipe(tiny_folder, "lora.rank=2"))
     with torch.no_grad():
         adapter = [parameter for name, parameter in setting.policy.network.named_parameters() if "lora_" in name]
         for parameter in adapter:

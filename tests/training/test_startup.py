@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,15 +15,8 @@ TEXT = [{"role": "user", "content": "two plus two"}]
 AUDIO = [{"role": "user", "content": "<|audio|>"}]
 
 
-@pytest.fixture(scope="module")
-def model(tiny_lm, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    tiny_lm.save(folder)
-    return folder
-
-
 @pytest.fixture
-def start(model, tmp_path):
+def start(tiny_folder, tmp_path):
     """Starts a run on rows; gives the lines of the error, each without the file's name."""
     file = tmp_path / "rows.jsonl"
     time = np.arange(22_050) / 22_050
@@ -34,7 +26,7 @@ def start(model, tmp_path):
 
     def start(rows: list[dict], *overrides: str) -> list[str]:
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        given = [f"model={model}", f"data.train={file}", "data.eval=null", f"run_dir={tmp_path / 'run'}"]
+        given = [f"model={tiny_folder}", f"data.train={file}", "data.eval=null", f"run_dir={tmp_path / 'run'}"]
         given += [f"data.cache={tmp_path / 'cache'}", "report=false", "rollout.prompts_per_step=2", "steps=1"]
         with pytest.raises(InputError) as caught:
             Trainer(load_recipe("recipes/starter/wavalign.yaml", [*given, *overrides]))

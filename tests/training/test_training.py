@@ -10,13 +10,6 @@ from elocute.recipe import load_recipe
 from elocute.training.trainer import Trainer
 
 
-@pytest.fixture(scope="module")
-def model_folder(tiny_lm, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    tiny_lm.save(folder)
-    return folder
-
-
 def recipe(model: Path, run: Path, *overrides: str):
     return load_recipe(
         "recipes/starter/wavalign.yaml",
@@ -40,12 +33,12 @@ def metrics(run: Path) -> list[dict]:
     return [{k: v for k, v in line.items() if "second" not in k and "_per_s" not in k} for line in lines]
 
 
-def test_defect_10_a_resumed_run_is_the_uninterrupted_run(model_folder, tmp_path):
-    Trainer(recipe(model_folder, tmp_path / "cut", "steps=2", "optim.schedule=constant")).train()
-    resumed = Trainer(recipe(model_folder, tmp_path / "cut", "optim.schedule=constant"), resume=True)
+def test_defect_10_a_resumed_run_is_the_uninterrupted_run(tiny_folder, tmp_path):
+    Trainer(recipe(tiny_folder, tmp_path / "cut", "steps=2", "optim.schedule=constant")).train()
+    resumed = Trainer(recipe(tiny_folder, tmp_path / "cut", "optim.schedule=constant"), resume=True)
     assert resumed.step == 2
     resumed.train()
-    constant = Trainer(recipe(model_folder, tmp_path / "constant", "optim.schedule=constant"))
+    constant = Trainer(recipe(tiny_folder, tmp_path / "constant", "optim.schedule=constant"))
     constant.train()
     for name in ("model.safetensors", "optimizer.safetensors", "state.json"):
         one, two = (tmp_path / run / "checkpoints/step-4" / name for run in ("cut", "constant"))
@@ -53,23 +46,23 @@ def test_defect_10_a_resumed_run_is_the_uninterrupted_run(model_folder, tmp_path
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "constant")
 
 
-def test_micro_batches_do_not_change_the_result(model_folder, tmp_path):
+def test_micro_batches_do_not_change_the_result(tiny_folder, tmp_path):
     losses = []
     for size in (1, 32):
         run = tmp_path / str(size)
-        Trainer(recipe(model_folder, run, f"optim.micro_batch={size}", "steps=2")).train()
+        Trainer(recipe(tiny_folder, run, f"optim.micro_batch={size}", "steps=2")).train()
         losses.append([line["loss/total"] for line in metrics(run)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_a_used_folder_is_refused(model_folder, tmp_path):
+def test_a_used_folder_is_refused(tiny_folder, tmp_path):
     (tmp_path / "something").write_text("mine")
     with pytest.raises(InputError, match="not empty"):
-        Trainer(recipe(model_folder, tmp_path))
+        Trainer(recipe(tiny_folder, tmp_path))
 
 
-def test_lora_trains_its_adapter_only(model_folder, tmp_path):
-    trainer = Trainer(recipe(model_folder, tmp_path / "lora", "lora.rank=4", "steps=1"))
+def test_lora_trains_its_adapter_only(tiny_folder, tmp_path):
+    trainer = Trainer(recipe(tiny_folder, tmp_path / "lora", "lora.rank=4", "steps=1"))
     before = trainer.lm.core().get_input_embeddings().weight.clone()
     trainer.train()
     assert trainer.lm.core().get_input_embeddings().weight.equal(before)

@@ -17,16 +17,9 @@ from tests.rollout.vllm_stand_in import standing_in
 HELDOUT = Path("starter/data/heldout.jsonl")
 
 
-@pytest.fixture(scope="module")
-def model(speaking_lm, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    speaking_lm.save(folder)
-    return folder
-
-
 @pytest.fixture
-def server(model):
-    with standing_in(model) as server:
+def server(speaking_folder):
+    with standing_in(speaking_folder) as server:
         yield server
 
 
@@ -59,9 +52,9 @@ def metrics(run: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("more", [(), ("lora.rank=4",)], ids=["full", "lora"])
-def test_each_step_is_sampled_with_its_own_weights(server, model, tmp_path, more):
+def test_each_step_is_sampled_with_its_own_weights(server, speaking_folder, tmp_path, more):
     run = tmp_path / "run"
-    trainer = Trainer(recipe(model, run, server.url, *more))
+    trainer = Trainer(recipe(speaking_folder, run, server.url, *more))
     trainer.train()
     trainer.save_model()  # merges the adapter, as the server had it
     assert server.loads == [str(run / f"weights/step-{step}") for step in range(3)]
@@ -69,42 +62,42 @@ def test_each_step_is_sampled_with_its_own_weights(server, model, tmp_path, more
     assert not (run / "weights").exists()
 
 
-def test_a_server_that_is_not_given_the_weights_stops_the_run(server, model, tmp_path):
+def test_a_server_that_is_not_given_the_weights_stops_the_run(server, speaking_folder, tmp_path):
     """Version and all are right, and yet these are the weights of the first step."""
     server.ruin = lambda path, body: (200, {}) if path == "/collective_rpc" and server.loads else None
     with pytest.raises(RunError, match=r"nats a token from the model's own, more than .*max_drift \(0.0001\)"):
-        Trainer(recipe(model, tmp_path / "run", server.url)).train()
+        Trainer(recipe(speaking_folder, tmp_path / "run", server.url)).train()
     assert len(metrics(tmp_path / "run")) == 1
 
 
-def test_a_run_that_lost_its_server_goes_on_where_it_was(server, model, tmp_path):
+def test_a_run_that_lost_its_server_goes_on_where_it_was(server, speaking_folder, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    Trainer(recipe(model, whole, server.url)).train()
+    Trainer(recipe(speaking_folder, whole, server.url)).train()
 
     def die(step, _values):
         if step == 2:
             server.ruin, trainer.served.server.timeout = lambda path, body: (503, {}), 0.5
 
-    trainer = Trainer(recipe(model, cut, server.url))
+    trainer = Trainer(recipe(speaking_folder, cut, server.url))
     with pytest.raises(RunError, match="was not back within 0.5 s"):
         trainer.train(progress=die)
     assert len(metrics(cut)) == 2 and (cut / "checkpoints/step-2/state.json").exists()
     server.ruin = lambda path, body: None
-    resumed = Trainer(recipe(model, cut, server.url.replace("127.0.0.1", "localhost")), resume=True)
+    resumed = Trainer(recipe(speaking_folder, cut, server.url.replace("127.0.0.1", "localhost")), resume=True)
     assert resumed.step == 2
     resumed.train()
     assert metrics(cut) == metrics(whole)
     with pytest.raises(InputError, match="rollout.vllm: the run was started with True, the recipe now says False"):
-        Trainer(recipe(model, cut, None), resume=True)
+        Trainer(recipe(speaking_folder, cut, None), resume=True)
 
 
-def test_candidates_by_a_server(server, model, tmp_path):
+def test_candidates_by_a_server(server, speaking_folder, tmp_path):
     def sampler(url, **more):
         given = {"n": 2, "shard": "1/430"} | more
-        return CandidateSampler(recipe(model, tmp_path / "run", url), HELDOUT, tmp_path / "out", **given)
+        return CandidateSampler(recipe(speaking_folder, tmp_path / "run", url), HELDOUT, tmp_path / "out", **given)
 
     done = sampler(server.url).run()
-    assert (done["prompts"], done["answers"]) == (3, 6) and server.loads == [str(model)]
+    assert (done["prompts"], done["answers"]) == (3, 6) and server.loads == [str(speaking_folder)]
     lines = [json.loads(line) for line in (tmp_path / "out/candidates.jsonl").read_text().splitlines()]
     asked = {len(one["output-tokens"]) for line in lines for one in line["output"].values()}
     assert len(lines) == 3 and 0 not in asked

@@ -28,9 +28,10 @@ from elocute.evaluation.continuation import (
     mean_estimate,
     seq_rep,
 )
-from elocute.evaluation.pieces import PIECE, Progress, in_pieces
+from elocute.evaluation.pieces import PIECE, in_pieces
 from elocute.evaluation.statistics import Estimate, share
 from elocute.models import SpeechLM
+from elocute.progress import Progress
 from elocute.rewards.asr import Ear, hear
 from elocute.rewards.outcome import Invalid, Outcome, Reward, Scored, Unavailable
 from elocute.rewards.text_likelihood import TextLM

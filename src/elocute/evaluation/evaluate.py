@@ -19,6 +19,7 @@ from elocute.evaluation.listening import write_answers
 from elocute.evaluation.spoken_qa import answer_all, by_column, judge_all, summarise
 from elocute.evaluation.statistics import Estimate
 from elocute.models import SpeechLM, check_answers_questions, check_model, load_speaker
+from elocute.progress import Progress
 from elocute.recipe import load_recipe
 from elocute.recipe.ears import EarSpec, FasterWhisperSpec, PocketSphinxSpec
 from elocute.rewards.build import build_ear
@@ -175,7 +176,7 @@ def evaluate_folder(
     ear: EarSpec,
     sampling: Sampling,
     seed: int,
-    progress: Callable[[str, int, int, dict], None],
+    progress: Progress,
 ) -> dict:
     """`elocute eval`: a model folder on checked rows into `out`, the metrics under "result"; returns eval.json."""
     lm = load_speaker(model)

@@ -19,6 +19,7 @@ from elocute.errors import RunError
 from elocute.models import SpeechLM, UnitLM
 from elocute.models.layout import Tokens
 from elocute.objectives.logprobs import selected_logprobs
+from elocute.progress import Progress
 
 Normalisation = Literal["mean", "sum"]
 LogProb = tuple[float, int]
@@ -84,7 +85,7 @@ def file_logprobs(
     audio: EncodedAudio,
     files: Iterable[Path],
     batch: int = BATCH,
-    progress: Callable[[str, int, int, dict], None] = lambda *_: None,
+    progress: Progress = lambda *_: None,
 ) -> dict[Path, LogProb]:
     """The log-prob of each sound file, encoded once (see data/cache.py).
 

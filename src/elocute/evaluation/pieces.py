@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Sequence
 
+from elocute.progress import Progress
+
 PIECE = 32
-Progress = Callable[[str, int, int, dict], None]
 
 
 def in_pieces(stage: str, items: Sequence, do: Callable[[Sequence], list], progress: Progress) -> list:

@@ -27,11 +27,11 @@ from elocute.evaluation.evaluate import (
     write_eval,
 )
 from elocute.evaluation.independent import Evaluators, check_independent, trained_against
-from elocute.evaluation.pieces import Progress
 from elocute.evaluation.reading import GUARD, Reading, listen, paired, summarise, why_unjudged
 from elocute.evaluation.unit_suites import Job
 from elocute.models import SpeechLM, load_speaker, load_template
 from elocute.models.reading import Template, labels_of, text_of
+from elocute.progress import Progress
 from elocute.recipe import load_rewards
 from elocute.recipe.ears import EarSpec
 from elocute.recipe.rewards import AudioJudgeSpec, EmotionSpec, LabelListenerSpec, ProsodySpec

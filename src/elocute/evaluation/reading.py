@@ -19,7 +19,7 @@ from typing import Any
 
 from elocute.data.normalise import normalise
 from elocute.data.types import Answer, Example, Utterance
-from elocute.evaluation.pieces import Progress, in_pieces
+from elocute.evaluation.pieces import in_pieces
 from elocute.evaluation.spoken_qa import word_errors
 from elocute.evaluation.statistics import (
     Estimate,
@@ -29,6 +29,7 @@ from elocute.evaluation.statistics import (
     share,
     wilson,
 )
+from elocute.progress import Progress
 from elocute.recipe.rewards import GuardSpec
 from elocute.rewards.asr import Ear, asked, hear
 from elocute.rewards.build import build_reward

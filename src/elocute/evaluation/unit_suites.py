@@ -41,6 +41,7 @@ from elocute.evaluation.likelihood import Normalisation, file_logprobs, normalis
 from elocute.evaluation.pair_accuracy import accuracies, table
 from elocute.evaluation.suites import SALMON_PARTS, SUITES, Part, write_scores
 from elocute.models import UnitLM, load_speaker
+from elocute.progress import Progress
 from elocute.recipe import load_rewards
 from elocute.recipe.ears import EarSpec
 from elocute.recipe.rewards import RewardSpec
@@ -51,7 +52,6 @@ from elocute.rewards.text_likelihood import TextLM
 from elocute.rollout import Sampling
 
 PACKAGED_TEXT_LM = "smollm2"
-Progress = Callable[[str, int, int, dict], None]
 
 _SAMPLING = {"--temperature", "--top-k", "--top-p", "--max-new-tokens", "--seed"}
 _GENERATIVE = {"--rows", "--ear", "--vocabulary", "--allow-trained"} | _SAMPLING

@@ -5,7 +5,7 @@ is in the cache already is left as it is: work that was stopped goes on by the s
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,8 @@ from elocute.data.types import Example
 from elocute.errors import InputError
 from elocute.models import check_model, load_model
 from elocute.pipelines.hire import hired
+from elocute.progress import Progress
 from elocute.recipe import Recipe
-
-Progress = Callable[[str, int, int, dict], None]
-"""Called with (stage, done, of, values)."""
 
 PORTION = 16
 """Rows together: some seconds of work."""

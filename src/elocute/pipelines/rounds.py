@@ -26,6 +26,7 @@ from elocute.pipelines.pairs.merge import NoPairLeft
 from elocute.pipelines.pairs.options import PairOptions
 from elocute.pipelines.sample import CandidateSampler
 from elocute.pipelines.score import CandidateScorer
+from elocute.progress import Progress
 from elocute.recipe import Recipe
 from elocute.recipe.schema import Dpo
 from elocute.rewards.combine import build_mixer
@@ -34,8 +35,6 @@ from elocute.training.policy import load_policy
 from elocute.training.run import run
 from elocute.training.run_folder import RunFolder
 
-Progress = Callable[[str, int, int, dict], None]
-"""Called with (stage, done, of, values)."""
 PAIR_WEIGHTS = ("weight", "score_gap", "chosen_score")
 """Columns of every pair that may weigh it."""
 

@@ -27,12 +27,10 @@ from elocute.pipelines.candidates import Fields, Row, audio_name, moved, portion
 from elocute.pipelines.hire import Crew, hired
 from elocute.pipelines.journal import Journal
 from elocute.pipelines.tally import SampledTally
+from elocute.progress import Progress
 from elocute.recipe import Recipe
 from elocute.rollout import Rollout, Sampling, check_room, sample_groups, seed_of
 from elocute.rollout.vllm import VllmSampler
-
-Progress = Callable[[str, int, int, dict], None]
-"""Called with (stage, done, of, values)."""
 
 
 class CandidateSampler:

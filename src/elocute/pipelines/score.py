@@ -32,13 +32,11 @@ from elocute.pipelines.candidates import (
 from elocute.pipelines.hire import hired
 from elocute.pipelines.journal import Journal, Writer
 from elocute.pipelines.tally import ScoredTally
+from elocute.progress import Progress
 from elocute.recipe import Judges, Recipe
 from elocute.recipe.rewards import without_means
 from elocute.rewards.combine import Judged, build_mixer
 from elocute.rewards.outcome import Outcome, Scored, Unavailable
-
-Progress = Callable[[str, int, int, dict], None]
-"""Called with (stage, done, of, values)."""
 
 ROUNDS = 8
 """Answers judged together for each request that a judge may have in flight: few slots idle at the end."""

@@ -8,7 +8,7 @@ Left out: packing answers into one row, where each would be compared with all of
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +33,47 @@ class Limits:
 _NEAR = 16
 """How far off a pass may be to which a row goes: they are in order, and so the work grows with the rows alone."""
 
+
 Piece = Sequence[int]
 """The places of a pass's rows."""
+
+
+class _Work:
+    """What a pass of rows costs, in cells; a row more or less is reckoned without looking at the others again."""
+
+    def __init__(self, prompts: Sequence[Any], lengths: Sequence[int], limits: Limits, share: bool, answers: int):
+        self.lengths, self.limits, self.answers = lengths, limits, answers
+        self.asked = [len(prompt) for prompt in prompts]
+        self.prompts = [id(prompt) if share else row for row, prompt in enumerate(prompts)]
+        self.copies = 1 if share else answers
+
+    def cost(self, rows: int, longest: int, prompts: int, asked: int) -> float:
+        """Of so many rows and different prompts, the longest of each given; infinite where the pass is too large."""
+        count = self.answers * rows
+        cells = count * longest + self.copies * prompts * asked
+        fits = rows == 1 or (count <= self.limits.rows and cells <= self.limits.cells)
+        return cells + self.limits.alone if fits else math.inf
+
+
+class _Pass:
+    def __init__(self, work: _Work, rows: Iterable[int] = ()):
+        self.work, self.rows, self.prompts = work, list[int](), set[int]()
+        self.longest = self.asked = 0
+        self.cost = 0.0
+        for row in rows:
+            self.add(row)
+
+    def cost_with(self, row: int) -> float:
+        work = self.work
+        prompts = len(self.prompts) + (work.prompts[row] not in self.prompts)
+        longest, asked = max(self.longest, work.lengths[row]), max(self.asked, work.asked[row])
+        return work.cost(len(self.rows) + 1, longest, prompts, asked)
+
+    def add(self, row: int) -> None:
+        self.cost = self.cost_with(row)
+        self.rows.append(row)
+        self.prompts.add(self.work.prompts[row])
+        self.longest, self.asked = max(self.longest, self.work.lengths[row]), max(self.asked, self.work.asked[row])
 
 
 def cut(
@@ -46,18 +85,9 @@ def cut(
     share_prompts: a prompt is run once for its rows of a pass; otherwise for each answer.
     """
 
-    def cost(piece: Piece) -> float:
-        """In cells; infinite where the pass is too large."""
-        if not piece:
-            return 0
-        count, longest = answers * len(piece), max(lengths[row] for row in piece)
-        asked = len({id(prompts[row]) for row in piece}) if share_prompts else count
-        cells = count * longest + asked * max(len(prompts[row]) for row in piece)
-        fits = len(piece) == 1 or (count <= limits.rows and cells <= limits.cells)
-        return cells + limits.alone if fits else math.inf
-
-    cuts = (_runs(order, cost) for order in _orders(prompts, lengths))
-    return _moved(min(cuts, key=lambda pieces: sum(map(cost, pieces))), cost)
+    work = _Work(prompts, lengths, limits, share_prompts, answers)
+    cuts = (_runs(order, work) for order in _orders(prompts, lengths))
+    return [one.rows for one in _moved(min(cuts, key=lambda passes: sum(one.cost for one in passes)), work)]
 
 
 def _orders(prompts: Sequence[Any], lengths: Sequence[int]) -> list[list[int]]:
@@ -77,39 +107,40 @@ def _orders(prompts: Sequence[Any], lengths: Sequence[int]) -> list[list[int]]:
     return [sorted(rows, key=key) for key in keys]
 
 
-def _runs(order: Piece, cost: Callable[[Piece], float]) -> list[Piece]:
+def _runs(order: Sequence[int], work: _Work) -> list[_Pass]:
     """Of all cuts of the order into runs one that costs least."""
     least, begins = [0.0], [0]
     for end in range(1, len(order) + 1):
-        found = []
+        found, run = [], _Pass(work)
         for begin in range(end - 1, -1, -1):
-            one = cost(order[begin:end])
-            if one == math.inf:  # a longer run is no smaller
+            run.add(order[begin])
+            if run.cost == math.inf:  # a longer run is no smaller
                 break
-            found.append((least[begin] + one, begin))
+            found.append((least[begin] + run.cost, begin))
         total, begin = min(found)
         least.append(total)
         begins.append(begin)
-    pieces, end = [], len(order)
+    passes, end = [], len(order)
     while end:
-        pieces.append(order[begins[end] : end])
+        passes.append(_Pass(work, order[begins[end] : end]))
         end = begins[end]
-    return pieces[::-1]
+    return passes[::-1]
 
 
-def _moved(pieces: list[Piece], cost: Callable[[Piece], float]) -> list[Piece]:
+def _moved(passes: list[_Pass], work: _Work) -> list[_Pass]:
     """The passes after rows went, one by one, where they save most, until none saves anything near by."""
-    costs, settled = [cost(piece) for piece in pieces], False
+    settled = False
     while not settled:
         settled = True
-        for here in range(len(pieces)):
-            for row in list(pieces[here]):
-                without = [other for other in pieces[here] if other != row]
-                saved = costs[here] - cost(without)
-                near = [there for there in range(max(0, here - _NEAR), here + _NEAR + 1) if there != here]
-                asked = [(cost([*pieces[there], row]) - costs[there], there) for there in near if there < len(pieces)]
+        for here in range(len(passes)):
+            near = [
+                there for there in range(here - _NEAR, here + _NEAR + 1) if 0 <= there < len(passes) and there != here
+            ]
+            for row in list(passes[here].rows):
+                without = _Pass(work, (other for other in passes[here].rows if other != row))
+                asked = [(passes[there].cost_with(row) - passes[there].cost, there) for there in near]
                 more, there = min(asked, default=(math.inf, here))
-                if more < saved:
-                    pieces[here], pieces[there] = without, [*pieces[there], row]
-                    costs[here], costs[there], settled = cost(without), cost(pieces[there]), False
-    return [piece for piece in pieces if piece]
+                if more < passes[here].cost - without.cost:
+                    passes[here], settled = without, False
+                    passes[there].add(row)
+    return [one for one in passes if one.rows]

@@ -1,7 +1,7 @@
 """Preference optimisation's part in a run: a step's pairs, their gradient, and which step is best on held-out pairs."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from elocute.data.cache import EncodedAudio
 from elocute.data.rows import check_rows
 from elocute.data.types import Example
 from elocute.models.layout import Tokens
+from elocute.progress import Progress
 from elocute.recipe.schema import Dpo, Recipe
 from elocute.rollout import check_room
 from elocute.rollout.vllm import VllmSampler
@@ -22,7 +23,6 @@ from elocute.training.preference_update import Answers, PreferenceUpdate, accura
 from elocute.training.reference_cache import cached_sums
 from elocute.training.share import whole_weights
 
-Progress = Callable[[str, int, int, dict], None]
 LOGPS = [f"dev/logp/{side}_{modality}" for side in ("chosen", "rejected") for modality in ("text", "speech")]
 
 

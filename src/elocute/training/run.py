@@ -1,6 +1,6 @@
 """A whole run: evaluate, train, save the model, evaluate again. Continues wherever it was stopped."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from elocute.data.rows import read_rows
 from elocute.data.types import Example
@@ -9,14 +9,12 @@ from elocute.evaluation.evaluate import evaluate, read_eval, read_eval_rows, wri
 from elocute.evaluation.independent import check_label_listeners
 from elocute.evaluation.read_aloud import evaluate_aloud, read_rows_to_read
 from elocute.models import reads_aloud
+from elocute.progress import Progress
 from elocute.recipe import Recipe
 from elocute.rollout import Sampling
 from elocute.training import pulse
 from elocute.training.share import whole_weights
 from elocute.training.trainer import Trainer
-
-Progress = Callable[[str, int, int, dict], None]
-"""Called with (stage, done, of, values)."""
 
 
 def run(recipe: Recipe, *, resume: bool = False, progress: Progress = lambda *_: None) -> bool:

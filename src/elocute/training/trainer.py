@@ -19,6 +19,7 @@ from elocute.errors import RunError
 from elocute.models.layout import Tokens
 from elocute.objectives.advantages import group_advantages
 from elocute.objectives.mixing import AdaptiveMixing, FixedMixing
+from elocute.progress import Progress as Stages
 from elocute.recipe import Recipe
 from elocute.recipe.schema import Adaptive, Dpo
 from elocute.rewards.combine import RewardMixer, build_mixer
@@ -39,7 +40,6 @@ from elocute.training.fitting import check_memory
 from elocute.training.metrics import experience_metrics, flat, lambda_metrics, loss_metrics
 from elocute.training.policy import Reference, load_policy
 from elocute.training.preference import Preference
-from elocute.training.preference import Progress as Stages
 from elocute.training.pulse import Pulse
 from elocute.training.run_folder import RunFolder
 from elocute.training.samples import write_step_samples

@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,8 @@ from elocute.pipelines.label.decide import Decider, Line, by_measure
 from elocute.pipelines.label.rows import LabelRow, label_rows
 from elocute.pipelines.label.sources import Reader
 from elocute.pipelines.label.summary import LabelTally, Summary, summary_path
+from elocute.progress import Progress
 from elocute.prosody.schema import Schema
-
-Progress = Callable[[str, int, int, dict], None]
-"""Called with (stage, done, of, values)."""
 
 ROUNDS = 4
 """Rows labelled together for each request in flight: few slots idle at the end, little to lose when it is stopped."""

@@ -23,11 +23,10 @@ from elocute.pipelines.pairs.card import Card, card_path
 from elocute.pipelines.pairs.options import PairOptions, check_options
 from elocute.pipelines.pairs.parts import MOST_BAD, Made, PartMaker, part_makers, worker_count
 from elocute.pipelines.pairs.source import Source
+from elocute.progress import Progress
 
 PART_BYTES = 512 << 10  # decoded at once: small enough for a processor's cache
 ENDS = 64 << 10  # bytes at the beginning and at the end that, with size and date, tell an input from another
-Progress = Callable[[str, int, int, dict], None]
-"""Called with (stage, done, of, values)."""
 
 
 def build_pairs(
