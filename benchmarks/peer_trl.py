@@ -59,6 +59,7 @@ def steps(work: Work, *, checkpointing: bool) -> dict:
             disable_tqdm=True,
         )
         network = plain.network(work.shape, work.layers, torch.bfloat16 if cuda and adapter else torch.float32)
+        network.generation_config.eos_token_id = None  # the tokenizer's alone ends an answer: it is never said
         clock = Clock()
         trainer = GRPOTrainer(
             network,
