@@ -82,7 +82,7 @@ def test_many_answers_at_a_time_sound_as_each_alone(folder, monkeypatch):
     codec.model.double()
     draw = np.random.default_rng(1)
     answers = [draw.integers(0, 16, (length, 6)) for length in (7, 1, 0, 30, 7, 12, 2)] + [[[0, 1, 2, 3, 4, 16]]]
-    monkeypatch.setattr(mimi, "_AT_A_TIME", 3)
+    monkeypatch.setitem(mimi._AT_A_TIME, "cpu", 3)
     together = codec.decode_batch(answers)
     assert isinstance(together.pop(), BrokenUnits)
     for ours, answer in zip(together, answers, strict=False):
