@@ -15,9 +15,10 @@ def proc(folder: Path, group: str | None) -> Path:
     return folder / "proc"
 
 
-def control(folder: Path, limit: str, used: int, cached: int) -> None:
+def control(folder: Path, limit: str, used: int, inactive: int = 0, active: int = 0) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in {"max": limit, "current": used, "stat": f"anon 7\ninactive_file {cached}"}.items():
+    files = f"anon 7\ninactive_file {inactive}\nactive_file {active}"
+    for name, text in {"max": limit, "current": used, "stat": files}.items():
         (folder / f"memory.{name}").write_text(f"{text}\n")
 
 
@@ -27,11 +28,11 @@ def test_without_a_control_group_it_is_the_machines(tmp_path):
 
 def test_the_narrowest_control_group_counts(tmp_path):
     groups, own = tmp_path / "groups", proc(tmp_path, "/jobs/mine")
-    control(groups / "jobs/mine", "max", 5, 0)
+    control(groups / "jobs/mine", "max", 5)
     assert main_memory(own, groups) == 8_000_000 * 1024
-    control(groups / "jobs", "4000000", 3_000_000, 500_000)  # cached files make room
-    assert main_memory(own, groups) == 1_500_000
-    control(groups / "jobs/mine", "100", 200, 0)
+    control(groups / "jobs", "4000000", 3_000_000, 500_000, 200_000)  # cached files make room, those in use lately too
+    assert main_memory(own, groups) == 1_700_000
+    control(groups / "jobs/mine", "100", 200)
     assert main_memory(own, groups) == 0
 
 

@@ -52,7 +52,7 @@ def _available(meminfo: Path) -> Iterator[int]:
 def _left(own: Path, root: Path) -> Iterator[int]:
     """What this process's control group (version 2) leaves, and what those leave in which it lies.
 
-    Cached files count as free: they make room.
+    Cached files count as free, those in use lately too, as in MemAvailable: they make room.
     """
     try:
         place = next(line[3:].strip("/") for line in own.read_text().splitlines() if line.startswith("0::"))
@@ -64,6 +64,6 @@ def _left(own: Path, root: Path) -> Iterator[int]:
         try:
             limit, used = (int((folder / f"memory.{name}").read_text()) for name in ("max", "current"))
             lines = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            yield max(0, limit - used + int(lines["inactive_file"]))
+            yield max(0, limit - used + int(lines["active_file"]) + int(lines["inactive_file"]))
         except (OSError, ValueError, KeyError):  # the root has none; "max": no limit
             pass
