@@ -10,7 +10,7 @@ import yaml
 from elocute.data.digest import digest_file, digest_folder
 from elocute.errors import InputError, RunError
 from elocute.recipe import load_recipe
-from elocute.training.run_folder import RunFolder
+from elocute.training.run_folder import FREE_TO_CHANGE, RunFolder
 
 
 @pytest.fixture
@@ -62,10 +62,26 @@ def test_a_run_inside_its_model_is_refused_at_once(inputs, place):
 
 
 @pytest.mark.parametrize(
-    "override", ["steps=7", "checkpoint.every=3", "report=false", "samples_every=2", "trackers=[tensorboard]"]
+    "override",
+    [
+        "steps=7",
+        "checkpoint.every=3",
+        "report=false",
+        "samples_every=2",
+        "trackers=[tensorboard]",
+        "memory_check=false",
+        "optim.micro_batch=1",
+        "gradient_checkpointing=true",
+        "evaluation.batch=1",
+    ],
 )
 def test_what_does_not_make_it_another_run_may_change(inputs, started, override):
     started.check(recipe(inputs, override), resume=True)
+
+
+def test_the_page_names_what_may_change():
+    page = Path("docs/recipe.md").read_text().split("\n## Resuming\n")[1].split("\n## ")[0]
+    assert [key for key in FREE_TO_CHANGE if f"`{key}`" not in page] == []
 
 
 @pytest.mark.parametrize(

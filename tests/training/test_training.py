@@ -55,6 +55,16 @@ def test_micro_batches_do_not_change_the_result(tiny_folder, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+def test_a_run_that_did_not_fit_goes_on_in_smaller_passes(tiny_folder, tmp_path):
+    """By what memory_check advises; of the result only rounding changes."""
+    for run, smaller in (("whole", []), ("cut", ["optim.micro_batch=1", "gradient_checkpointing=true"])):
+        started = recipe(tiny_folder, tmp_path / run, "steps=2", "optim.schedule=constant")
+        Trainer(started).train()
+        Trainer(recipe(tiny_folder, tmp_path / run, "optim.schedule=constant", *smaller), resume=True).train()
+    whole, cut = ([line["loss/total"] for line in metrics(tmp_path / run)] for run in ("whole", "cut"))
+    assert len(whole) == 4 and cut == pytest.approx(whole, rel=1e-4)
+
+
 def test_a_used_folder_is_refused(tiny_folder, tmp_path):
     (tmp_path / "something").write_text("mine")
     with pytest.raises(InputError, match="not empty"):

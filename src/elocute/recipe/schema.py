@@ -252,7 +252,7 @@ class Optim(Section):
     updates_per_rollout: Positive = 1
     """Optimiser steps on the same rollouts or pairs; above 1, `hybrid` needs `policy_gradient.clip`."""
     micro_batch: Positive = 16
-    """Rows of one forward pass at most; the result does not depend on it."""
+    """Rows of one forward pass at most; of the result only rounding depends on it."""
 
 
 class Checkpoint(Section):
@@ -291,7 +291,7 @@ class Recipe(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation; weights that are trained, log-probs and statistics are float32 either way."""
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass: less memory, slower."""
+    """Compute activations again in the backward pass: less memory, slower; of the result only rounding changes."""
     memory_check: bool = True
     """Refuse to start what will not fit into memory, see docs/performance.md; false: start it all the same."""
     data: Data

@@ -19,8 +19,12 @@ from elocute.errors import InputError
 from elocute.recipe import Recipe, dump_recipe
 from elocute.recipe.rewards import without_means
 
-FREE_TO_CHANGE = ("run_dir", "steps", "checkpoint", "trackers", "report", "samples_every", "memory_check")
-"""Keys that may differ when a run is continued; any other would make it another run."""
+FREE_TO_CHANGE = (
+    "run_dir", "steps", "checkpoint", "trackers", "report", "samples_every", "memory_check",
+    "optim.micro_batch", "gradient_checkpointing", "evaluation.batch",
+)  # fmt: skip
+"""Keys that may differ when a run is continued; any other would make it another run. The last three change rounding
+only: with them a run goes on that did not fit into memory (fitting.py)."""
 
 
 class RunFolder:
@@ -68,7 +72,7 @@ class RunFolder:
     def _check_same(self, recipe: Recipe) -> None:
         old, new = _without_means(_with_defaults(self.recipe)), _without_means(recipe.model_dump(mode="json"))
         for key in new:
-            if key not in FREE_TO_CHANGE and old.get(key) != new[key]:
+            if old.get(key) != new[key]:
                 name, was, now = _first_difference(key, old.get(key), new[key])
                 raise InputError(
                     f"{self.recipe}: {name}: the run was started with {was!r}, the recipe now says {now!r}"
@@ -125,13 +129,20 @@ def _with_defaults(file: Path) -> dict:
 
 
 def _without_means(recipe: dict) -> dict:
-    """A recipe without what changes how something is done and not its result."""
-    evaluation = {key: value for key, value in (recipe.get("evaluation") or {}).items() if key != "batch"}
-    evaluation["ear"] = without_means(evaluation.get("ear"))
-    evaluation["labels"] = [without_means(entry) for entry in evaluation.get("labels") or []]
-    rollout = recipe.get("rollout") or {}
+    """A recipe without what is free to change, and what changes how something is done and not its result."""
+    evaluation, rollout = (recipe.get(section) or {} for section in ("evaluation", "rollout"))
+    heard = {
+        "ear": without_means(evaluation.get("ear")),
+        "labels": [without_means(entry) for entry in evaluation.get("labels") or []],
+    }
     served = {"vllm": rollout.get("vllm") is not None}  # by whom, not where
-    return recipe | {"evaluation": evaluation, "rollout": rollout | served}
+    kept = recipe | {"evaluation": evaluation | heard, "rollout": rollout | served}
+    for section, _, name in (key.rpartition(".") for key in FREE_TO_CHANGE):
+        if section:
+            kept[section] = {key: value for key, value in (kept.get(section) or {}).items() if key != name}
+        else:
+            kept.pop(name, None)
+    return kept
 
 
 def _first_difference(name: str, old, new) -> tuple[str, object, object]:
