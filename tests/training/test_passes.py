@@ -5,11 +5,15 @@ import math
 
 import pytest
 import torch
+from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 
 from elocute.recipe import load_recipe
+from elocute.training import preference_update
+from elocute.training.pairs import Pair
 from elocute.training.passes import Limits, cut
+from elocute.training.policy import Policy
 from elocute.training.update import Rows, Update
 from tests.training.update_twin import make_answers
 
@@ -79,13 +83,29 @@ def test_answers_of_like_length_stand_together_unless_their_prompt_is_long():
         assert {tuple(sorted(piece)) for piece in found} == together
 
 
+RECIPE = load_recipe("recipes/starter/wavalign.yaml", ["run_dir=unused", "optim.micro_batch=4"])
+
+
+def answer_of(lm, length: int):
+    answer = make_answers(lm.layout, torch.Generator().manual_seed(0))[0]
+    return type(answer)(*(values.repeat(length)[:length] for values in (answer.ids, answer.text, answer.action)))
+
+
 @pytest.mark.parametrize(("device", "passes"), [("cpu", 4), ("cuda", 1)])
 def test_on_a_cpu_a_pass_is_no_larger_than_pays(tiny_lm, device, passes):
     """Four answers of 1,000 tokens to a prompt of 100, at most 2,048 cells; on a GPU, micro_batch says how many."""
-    recipe = load_recipe("recipes/starter/wavalign.yaml", ["run_dir=unused", "optim.micro_batch=4"])
-    update = Update.__new__(Update)
-    update.recipe, update.device = recipe, torch.device(device)
-    answer = make_answers(tiny_lm.layout, torch.Generator().manual_seed(0))[0]
-    long = type(answer)(*(values.repeat(1000)[:1000] for values in (answer.ids, answer.text, answer.action)))
+    update = Update(RECIPE, Policy(tiny_lm), None, Accelerator(cpu=True))
+    update.device = torch.device(device)
     prompt = torch.zeros(100, dtype=torch.long)
-    assert len(update._pieces(Rows.of([prompt] * 4, [long] * 4))) == passes
+    assert len(update._pieces(Rows.of([prompt] * 4, [answer_of(tiny_lm, 1000)] * 4))) == passes
+
+
+@pytest.mark.parametrize(("shared", "passes"), [(True, 1), (False, 2)])
+def test_passes_are_cut_as_the_policy_runs_prompts(tiny_lm, shared, passes):
+    """Four answers of 10 tokens to a prompt of 1,000, which is run once for all of them, or for each."""
+    policy, accelerator = Policy(tiny_lm, share_prompts=shared), Accelerator(cpu=True)
+    prompt, answer = torch.zeros(1000, dtype=torch.long), answer_of(tiny_lm, 10)
+    update = Update(RECIPE, policy, None, accelerator)
+    assert len(update._pieces(Rows.of([prompt] * 4, [answer] * 4))) == passes
+    pairs = [Pair(prompt, answer, answer)] * 2
+    assert len(preference_update.pieces(RECIPE, policy, pairs, accelerator.device)) == passes

@@ -52,10 +52,13 @@ class Setting:
         with torch.no_grad():
             for parameter in self.policy.parameters():
                 parameter += 0.02 * torch.randn(parameter.shape, generator=draw)
-        sums = score_pairs(recipe, lambda batch: self.reference.logprobs(batch, 1.0), pairs, "all", CPU)
+        sums = self.scored(lambda batch: self.reference.logprobs(batch, 1.0), pairs)
         self.pairs = [pair._replace(reference=known) for pair, known in zip(pairs, sums, strict=True)]
         self.update = PreferenceUpdate(recipe, self.policy, Accelerator(cpu=True))
         self.spare = self.pairs[2].prompt, self.pairs[2].rejected
+
+    def scored(self, score, pairs: list[Pair]) -> torch.Tensor:
+        return score_pairs(self.recipe, self.policy, score, pairs, "all", CPU)
 
     def learn(self, pairs: list[Pair]) -> Totals:
         return self.update(pairs, self.spare)
@@ -190,7 +193,7 @@ def test_padding_passes_and_the_order_of_pairs_are_invisible(whole, limited, ord
     shuffled = [setting.pairs[i] for i in order]
     assert setting.learn(shuffled).values == pytest.approx(totals, rel=1e-5, abs=1e-6)
     assert_same_gradients(setting.gradients(), gradients, 1e-5)
-    ours = score_pairs(setting.recipe, lambda batch: setting.reference.logprobs(batch, 1.0), shuffled, "all", CPU)
+    ours = setting.scored(lambda batch: setting.reference.logprobs(batch, 1.0), shuffled)
     torch.testing.assert_close(ours, torch.stack([pair.reference for pair in shuffled]), rtol=1e-6, atol=1e-5)
 
 
@@ -209,7 +212,7 @@ def test_a_pair_is_one_pass_at_least_and_runs_its_prompt_once(whole, limited):
 def test_what_is_measured_is_what_the_pairs_say(whole):
     setting, totals, _ = whole
     with torch.no_grad():
-        ours = score_pairs(setting.recipe, lambda batch: setting.policy(batch)[0], setting.pairs, "all", CPU)
+        ours = setting.scored(lambda batch: setting.policy(batch)[0], setting.pairs)
     theirs = torch.stack([pair.reference for pair in setting.pairs])
     rewards = setting.recipe.objective.beta * (ours - theirs).sum(-1)
     margin = rewards[:, 0] - rewards[:, 1]
@@ -262,5 +265,5 @@ def test_the_reference_of_lora_is_the_model_with_the_adapter_off(tiny_folder):
         adapter = [parameter for name, parameter in setting.policy.network.named_parameters() if "lora_" in name]
         for parameter in adapter:
             parameter.zero_()
-    ours = score_pairs(setting.recipe, lambda batch: setting.policy(batch)[0], setting.pairs, "all", CPU)
+    ours = setting.scored(lambda batch: setting.policy(batch)[0], setting.pairs)
     torch.testing.assert_close(ours, torch.stack([pair.reference for pair in setting.pairs]), rtol=1e-6, atol=1e-5)

@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from elocute.errors import InputError
+from elocute.recipe import load_recipe
+from elocute.training.policy import load_policy
 from elocute.training.share import check_launch, sharing
 
 PARTS = """
@@ -124,6 +126,20 @@ def test_layer_by_layer_unequal_processes_have_the_gradient_of_one(tiny_lm, tmp_
     assert one.keys() == two.keys()
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("reshard", "checkpointing", "shared"),
+    [("false", "false", True), ("true", "false", False), ("false", "true", False)],
+)
+def test_divided_layers_are_run_once_a_pass_and_so_prompts_are_not_shared(
+    tiny_folder, reshard, checkpointing, shared, monkeypatch
+):
+    """Nor with gradient checkpointing."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_RESHARD_AFTER_FORWARD", reshard)
+    changes = [f"model={tiny_folder}", "run_dir=unused", f"gradient_checkpointing={checkpointing}"]
+    assert load_policy(load_recipe("recipes/starter/wavalign.yaml", changes)).share_prompts is shared
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from elocute.models.batch import Batch, States
 from elocute.objectives.kl import kl_k3
 from elocute.objectives.logprobs import exact_kl, selected_logprobs
 from elocute.recipe.schema import Dpo, Recipe
+from elocute.training.share import shares_prompts, sharing
 
 
 class Policy(torch.nn.Module):
@@ -24,7 +25,7 @@ class Policy(torch.nn.Module):
     """
 
     def __init__(self, lm: SpeechLM, *, share_prompts: bool = True):
-        """share_prompts: run the prompt of a group once. Gradient checkpointing keeps no keys and values: off there."""
+        """share_prompts: run the prompt of a group once (`shares_prompts` of training/share.py)."""
         super().__init__()
         self.share_prompts = share_prompts
         self.network = lm.model
@@ -180,7 +181,7 @@ def load_policy(recipe: Recipe) -> Policy:
         lm.model.train()  # transformers recomputes activations in train mode only
         lm.core().gradient_checkpointing_enable({"use_reentrant": False})
         lm.core().enable_input_require_grads()
-    return Policy(lm, share_prompts=not recipe.gradient_checkpointing)
+    return Policy(lm, share_prompts=shares_prompts(recipe, sharing()))
 
 
 def freeze(network: torch.nn.Module, patterns: Sequence[re.Pattern]) -> None:

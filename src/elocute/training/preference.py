@@ -115,7 +115,7 @@ class Preference:
             sums = self._score(self.held_out, lambda batch: self.policy(batch)[0], "all")
         totals = torch.zeros(6, dtype=torch.float64, device=self.accelerator.device)
         totals[2:] = sums.sum(0).flatten()
-        for piece in pieces(self.recipe, self.held_out, self.accelerator.device):
+        for piece in pieces(self.recipe, self.policy, self.held_out, self.accelerator.device):
             some = [self.held_out[place] for place in piece]
             losses = compare(self.spec, some, sums[piece], Answers(some, "cpu"))
             totals[:2] += torch.stack([accuracy(losses.margin).sum(), losses.margin.sum()]).to(totals.device)
@@ -143,7 +143,7 @@ class Preference:
         return [pair._replace(reference=known) for pair, known in zip(pairs, sums, strict=True)]
 
     def _score(self, pairs: Sequence[Pair], score, scope: str) -> torch.Tensor:
-        return score_pairs(self.recipe, score, pairs, scope, self.accelerator.device)
+        return score_pairs(self.recipe, self.policy, score, pairs, scope, self.accelerator.device)
 
     def _cached(self, pairs: list[Pair], name: str, progress: Progress) -> torch.Tensor:
         share = -(-len(pairs) // self.accelerator.num_processes)

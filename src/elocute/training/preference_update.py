@@ -19,6 +19,7 @@ from elocute.objectives.tokens import modality_weights, scope_mask, token_coeffi
 from elocute.recipe.schema import Dpo, Recipe
 from elocute.training.pairs import Pair
 from elocute.training.passes import Limits, Piece, cut
+from elocute.training.policy import Policy
 from elocute.training.share import most, synchronise
 from elocute.training.update import Totals
 
@@ -52,15 +53,19 @@ class Answers:
 @torch.no_grad()
 def score_pairs(
     recipe: Recipe,
+    policy: Policy,
     score: Score,
     pairs: Sequence[Pair],
     scope: str,
     device: torch.device,
     progress: Callable[[int], None] = lambda done: None,
 ) -> torch.Tensor:
-    """The log-probs of all answers summed by modality, over the tokens in scope: float64 [n, 2, 2] on the CPU."""
+    """The log-probs of all answers summed by modality, over the tokens in scope: float64 [n, 2, 2] on the CPU.
+
+    policy: whose passes `score` makes, or whose reference's.
+    """
     found, done = torch.zeros(len(pairs), 2, 2, dtype=torch.float64), 0
-    for piece in pieces(recipe, pairs, device):
+    for piece in pieces(recipe, policy, pairs, device):
         answers = Answers([pairs[place] for place in piece], device)
         found[piece] = answers.sums(answers.logprobs(score, answers.scope(scope))).cpu()
         done += len(piece)
@@ -68,13 +73,13 @@ def score_pairs(
     return found
 
 
-def pieces(recipe: Recipe, pairs: Sequence[Pair], device: torch.device) -> list[Piece]:
+def pieces(recipe: Recipe, policy: Policy, pairs: Sequence[Pair], device: torch.device) -> list[Piece]:
     """Places of the pairs that are run together, one pair at least."""
     return cut(
         [pair.prompt for pair in pairs],
         [max(len(pair.chosen), len(pair.rejected)) for pair in pairs],
         Limits.of(device.type, recipe.optim.micro_batch),
-        share_prompts=not recipe.gradient_checkpointing,
+        share_prompts=policy.share_prompts,
         answers=2,
     )
 
@@ -116,7 +121,7 @@ class PreferenceUpdate:
         """
         totals = self._totals()
         counted, sft_tokens = self._counts(pairs)
-        jobs = pieces(self.recipe, pairs, self.device)
+        jobs = pieces(self.recipe, self.accelerator.unwrap_model(self.policy), pairs, self.device)
         jobs += [[]] * (max(1, most(self.accelerator, len(jobs))) - len(jobs))
         for index, piece in enumerate(jobs):
             some = [pairs[place] for place in piece]

@@ -45,7 +45,7 @@ def cached_sums(
     mine = slice(accelerator.process_index, None, accelerator.num_processes)
     sums = torch.zeros(len(pairs), 2, 2, dtype=torch.float64)
     sums[mine] = score_pairs(
-        recipe, lambda batch: reference.logprobs(batch, 1.0), pairs[mine], "all", accelerator.device, progress
+        recipe, policy, lambda batch: reference.logprobs(batch, 1.0), pairs[mine], "all", accelerator.device, progress
     )
     sums = accelerator.reduce(sums.to(accelerator.device), "sum").cpu()
     if accelerator.is_main_process:

@@ -24,6 +24,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from elocute.errors import InputError
+from elocute.recipe.schema import Recipe
 
 _FSDP = {
     "FSDP_VERSION": ("2",),
@@ -63,6 +64,14 @@ def sharing() -> str:
     return "layers" if _asked("FSDP_RESHARD_AFTER_FORWARD") else "unit"
 
 
+def shares_prompts(recipe: Recipe, way: str) -> bool:
+    """Whether a pass runs a prompt once for all its answers. way: as `sharing` says it.
+
+    Gradient checkpointing keeps no keys and values, and divided layers are run once there and back.
+    """
+    return not recipe.gradient_checkpointing and way != "layers"
+
+
 def make_accelerator(**options) -> Accelerator:
     """accelerate, which is told of processes and devices alone: what is here does the sharing, on CPUs too."""
     with patch_environment(ACCELERATE_USE_FSDP="false"):
@@ -84,7 +93,7 @@ def share(policy: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Module:
     if way == "layers":
         for layer in policy.lm.layers():
             fully_shard(layer, mesh=mesh, reshard_after_forward=True)
-        policy.share_prompts, policy.lm.divided, frozen = False, True, None
+        policy.lm.divided, frozen = True, None
     fully_shard(policy, mesh=mesh, reshard_after_forward=False, ignored_params=frozen)
     if way == "unit":
         policy.set_reshard_after_backward(False)

@@ -187,7 +187,7 @@ class Update:
 
     def _pieces(self, rows: Rows) -> list[Piece]:
         limits = Limits.of(self.device.type, self.recipe.optim.micro_batch)
-        share = not self.recipe.gradient_checkpointing
+        share = self.accelerator.unwrap_model(self.policy).share_prompts
         return cut(rows.prompts, [len(answer) for answer in rows.answers], limits, share_prompts=share)
 
     def _jobs(self, rows: Rows, coefficients: dict[str, torch.Tensor], loss_of) -> list[tuple]:
