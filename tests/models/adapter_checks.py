@@ -22,7 +22,7 @@ from elocute.cli import app
 from elocute.data.cache import EncodedAudio
 from elocute.data.rows import each_row, read_rows
 from elocute.errors import InputError
-from elocute.models import check_model, load_model, sizes_of_model
+from elocute.models import check_model, lean, load_model, sizes_of_model
 from elocute.models.batch import Batch, make_batch, pad_tokens
 from elocute.pipelines.sample import Answerer
 from elocute.recipe import load_recipe
@@ -311,6 +311,7 @@ def check_size(folder: Path, lm, prompts, least: float = 0.9) -> None:
     trained = {name: weight.numel() for name, weight in network.items() if weight.requires_grad and not lm.idle(name)}
     assert least * sum(trained.values()) < sizes.weights < 1.05 * sum(trained.values())
     [decoder] = islice(lm.decoders(prompts, 1, [lm.cursor(prompt) for prompt in prompts]), 1)
+    assert sizes.lean == (type(decoder) is lean.Decoder)
     if hasattr(decoder, "cache"):
         kept = sum(layer.keys.numel() + layer.values.numel() for layer in decoder.cache.layers) / decoder.mask.numel()
         assert kept <= sizes.keys_values <= 3 * kept  # a second stage keeps its own

@@ -112,6 +112,25 @@ def test_other_networks_go_through_their_modules(network):
     assert type(decoder(speech_lm(network()))) is one_stream.Decoder
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        llama,
+        qwen2,
+        lambda: llama(mlp_bias=True),
+        lambda: llama(attention_bias=True),
+        lambda: llama(hidden_act="gelu"),
+        lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, num_attention_heads=4, use_sliding_window=True)),
+        lambda: MistralForCausalLM(MistralConfig(**SIZES, num_attention_heads=4, num_key_value_heads=2)),
+    ],
+    ids=["Llama", "Qwen2", "mlp bias", "output bias", "gelu", "sliding window", "another kind"],
+)
+def test_a_config_says_which_network_will_fit(make):
+    network = make()
+    said = lean.would_fit(network.config.to_dict(), dict(network.named_parameters()))
+    assert said == lean.fits(network.base_model)
+
+
 def test_computing_in_another_type_goes_through_the_modules():
     lm = speech_lm(llama())
     assert type(decoder(lm)) is lean.Decoder

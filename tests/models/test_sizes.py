@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConf
 from transformers.cache_utils import DynamicCache
 
 from elocute.errors import InputError
-from elocute.models.sizes import sizes_by_config, sizes_of
+from elocute.models.sizes import Sizes, sizes_by_config, sizes_of
 
 SMALL = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
 
@@ -62,6 +62,49 @@ def test_they_are_those_of_the_network(config, tmp_path):
 )
 def test_activations_are_what_a_forward_pass_keeps(config, least, most):
     network = AutoModelForCausalLM.from_config(config)
+    assert least < sizes_by_config(config).activations / kept_by(network) < most
+
+
+@pytest.mark.parametrize(
+    ("frozen", "layers"), [(r"embed|layers\.[01]\.", 1), (r"embed|layers", 0), (r"layers", 3), (r"proj", 3)]
+)
+@pytest.mark.parametrize(
+    "config",
+    [LlamaConfig(**SMALL, intermediate_size=88), Qwen2Config(**SMALL, intermediate_size=160, num_key_value_heads=2)],
+    ids=lambda config: config.model_type,
+)
+def test_what_is_frozen_keeps_less(config, frozen, layers):
+    """Nothing below all that is trained; above it what comes out of a map, and not what goes in."""
+    network, sizes = AutoModelForCausalLM.from_config(config), sizes_by_config(config)
+    for name, weight in network.named_parameters():
+        weight.requires_grad = not re.search(frozen, name)
+    trained = {name for name in sizes.shapes if not re.search(frozen, name)}
+    reached = sizes.reached(trained)
+    assert reached.layers == layers
+    if layers:
+        assert 0.85 < reached.kept(trained) / kept_by(network) < 1.05
+    else:
+        assert kept_by(network) < 0.1 * sizes.activations
+
+
+def test_a_head_says_words_or_the_embeddings_it_is_tied_to():
+    own, tied = (LlamaConfig(**SMALL, intermediate_size=88, tie_word_embeddings=of) for of in (False, True))
+    assert sizes_by_config(own).heads == {"lm_head.weight"}
+    assert sizes_by_config(tied).heads == {"model.embed_tokens.weight"}
+
+
+def test_what_each_cell_is_run_through_stands_behind_the_backbone():
+    layer = {"q_proj.weight": (4, 4)}
+    stacks = ("backbone.layers.0.", "backbone.layers.1.", "depth_decoder.layers.0.", "depth_decoder.layers.1.")
+    sizes = Sizes({stack + name: shape for stack in stacks for name, shape in layer.items()}, ("depth_decoder.", 8))
+    names = list(sizes.shapes)
+    assert list(sizes.reached(names[1:2]).shapes) == names[1:]
+    assert list(sizes.reached(names[3:]).shapes) == names[3:]
+    assert not sizes.reached([]).shapes
+
+
+def kept_by(network) -> float:
+    """Numbers that a step more makes autograd keep."""
     weights = {weight.untyped_storage().data_ptr() for weight in network.parameters()}
 
     def kept(steps: int) -> int:
@@ -76,7 +119,7 @@ def test_activations_are_what_a_forward_pass_keeps(config, least, most):
             network.base_model(input_ids=torch.zeros(1, steps, dtype=torch.long))
         return sum(storage.nbytes() for place, storage in found.items() if place not in weights)
 
-    assert least < 4 * sizes_by_config(config).activations * 32 / (kept(64) - kept(32)) < most
+    return (kept(64) - kept(32)) / 4 / 32
 
 
 def test_without_safetensors_the_config_says_it(tmp_path):

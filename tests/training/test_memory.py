@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from transformers import Qwen2Config
@@ -12,7 +13,7 @@ from elocute.data.types import AudioRef, Example, Message
 from elocute.models.sizes import Sizes, sizes_by_config
 from elocute.recipe import load_recipe
 from elocute.training.machine import GIB, Machine
-from elocute.training.memory import Lengths, lengths_of, reckon, trained_numbers
+from elocute.training.memory import Lengths, _jobs, lengths_of, reckon, trained_numbers
 
 GPU = Machine(80 * GIB, gpu=True)
 
@@ -105,6 +106,51 @@ def test_what_processes_divide_of_7_billion(qwen):
     assert found["whole layers"] == pytest.approx(2 * 4 * (outside + (numbers - outside) / 14) / GIB)
 
 
+def test_lean_decoding_keeps_a_prompt_once_for_its_answers(qwen):
+    """4 prompts of 1,000, 256 answers of 64 to each: 28 672 numbers a step."""
+    changes = ["lora.rank=16", "rollout.prompts_per_step=4", "rollout.group_size=256", "rollout.max_new_tokens=64"]
+    for sizes, dtype, steps in (
+        (qwen, "float32", 4 * 1000 + 1024 * 64),
+        (replace(qwen, lean=False), "float32", 1024 * 1064),
+        (qwen, "bfloat16", 1024 * 1064),  # goes through transformers' modules
+    ):
+        need = reckon(recipe(*changes, "optim.micro_batch=1", f"dtype={dtype}"), sizes, Lengths(prompt=1000), GPU)
+        assert need.moment == "rollout"
+        assert need.parts["keys and values"] == steps * 28 * 2 * 512 * (4 if dtype == "float32" else 2)
+        assert ("joined weights" in need.parts) == (steps < 100_000)
+
+
+def test_where_layers_are_divided_a_prompt_is_run_for_each_answer(qwen):
+    changes = ["lora.rank=16", "optim.micro_batch=8", "rollout.group_size=8", "rollout.max_new_tokens=1024"]
+    layer = 4 * (9 * 3584 + 2 * 512 + 4 * 18_944)
+    for shared, kept in (
+        ("unit", (8 * 1024 + 1000) * 29 * layer + 8 * 1000 * 4 * 28 * 2 * 512),
+        ("layers", 8 * 2024 * 29 * layer),
+    ):
+        machine = Machine(None, gpu=True, processes=2, shared=shared)
+        need = reckon(recipe(*changes), qwen, Lengths(prompt=1000), machine)
+        assert need.moment == "update" and need.parts["activations"] == kept
+    wide = recipe("optim.micro_batch=64", "rollout.group_size=64", "rollout.max_new_tokens=16")
+    for shared, rows in (("unit", 64), ("layers", 2)):  # on a CPU, of 2,048 cells
+        job = next(_jobs(wide, Lengths(prompt=1000), Machine(None, processes=2, shared=shared)))
+        assert job.rows == rows
+
+
+def test_what_is_frozen_keeps_nothing_below_what_is_trained(qwen):
+    """Of 28 layers the last is trained, and the head or not: its activations, and its gradients."""
+    below = r"embed_tokens, 'layers\.(\d|1\d|2[0-6])\.'"
+    changes = ["optim.micro_batch=16", "rollout.max_new_tokens=1024", "rollout.vllm.url=http://127.0.0.1:8000"]
+    ends = 16 * 1024 * 4 * 8 * 3584 + (16 << 20)
+    for frozen, head in ((f"[{below}]", 4 * 152_064 * 3584), (f"[{below}, lm_head]", 0)):
+        need = reckon(recipe(*changes, f"freeze={frozen}"), qwen, Lengths(), GPU)
+        assert need.moment == "update"
+        assert need.parts["activations"] == 16 * 1024 * 2 * 4 * (9 * 3584 + 2 * 512 + 4 * 18_944)
+        assert need.parts["log-probs"] == ends + head
+    checked = reckon(recipe(*changes, f"freeze=[{below}]", "gradient_checkpointing=true"), qwen, Lengths(), GPU)
+    inputs = 16 * 1024 * 4 * (28 * 3584 + 2 * (9 * 3584 + 2 * 512 + 4 * 18_944))
+    assert checked.parts["activations"] == inputs  # there the gradient goes down to the embeddings all the same
+
+
 def test_recorded_answers_are_as_long_as_they_are():
     row = Example(
         "1",
@@ -131,6 +177,7 @@ RUNS = {
     "LoRA": (8, {"group": 32, "length": 32}, ["lora.rank=16"]),
     "many passes": (8, {"group": 32, "length": 32}, ["optim.micro_batch=4"]),
     "large vocabulary": (2, {"length": 32, "vocabulary": 65_536}, []),
+    "all but the last layer frozen": (8, {"group": 32, "length": 32}, [r"freeze=[embed_tokens, 'layers\.[0-6]\.']"]),
     "preferences": (8, {"group": 4, "length": 128, "prompts": 2}, [DPO]),
 }
 

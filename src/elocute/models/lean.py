@@ -7,7 +7,10 @@ Weights are joined once a batch of answers, with those of LoRA merged in, hence 
 merging would round what is sampled from away from what is scored.
 """
 
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +21,7 @@ from elocute.models import one_stream
 from elocute.models.growing_cache import ROOM
 
 KINDS = (LlamaModel, Qwen2Model)
+_BIAS = re.compile(r"\.(o|gate|up|down)_proj\.bias$")
 
 
 def fits(trunk) -> bool:
@@ -31,6 +35,16 @@ def fits(trunk) -> bool:
         and all(type(part) is torch.nn.Linear or _has_plain_lora(part) for of in parts for part in of)
         and not any(_base(part).bias is not None for of in parts for part in of[3:])
         and all(weight.dtype == torch.float32 for weight in trunk.parameters())
+    )
+
+
+def would_fit(config: Mapping[str, Any], weights: Iterable[str]) -> bool:
+    """What `fits` will say of a causal LM in float32, by its config and its weights' names, before it is loaded."""
+    return (
+        config.get("model_type") in [kind.config_class.model_type for kind in KINDS]
+        and config.get("hidden_act", "silu") == "silu"
+        and not config.get("use_sliding_window", False)
+        and not any(map(_BIAS.search, weights))
     )
 
 

@@ -1,8 +1,8 @@
 """How large a model is, by the headers of its files or by its config: nothing is loaded, nothing is allocated."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -12,11 +12,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from elocute.data.files import read_json
 from elocute.data.shards import Shards, without_weights
 from elocute.errors import InputError
+from elocute.models.lean import would_fit
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 _KEYS_VALUES = re.compile(r"(?:^|\.)[kv]_proj\.")
 _JOINED = re.compile(r"(?:^|\.)(?:c_attn|qkv_proj|query_key_value)\.")
 _GATE = re.compile(r"(?:^|\.)gate_proj\.")
+_BEHIND = re.compile(r"norm|ln_f|head|output")
+"""Of what is in no layer, that which comes after them: the last norm and what says words."""
 _COMPUTED = re.compile(r"rotary_emb\.inv_freq$")
 
 Shape = Sequence[int]
@@ -26,11 +29,13 @@ Shape = Sequence[int]
 class Sizes:
     """The shapes of a network's weights by their names, of tied ones once.
 
-    cells: of the parts whose names begin so, how often they are run in a step; all others are once.
+    cells: of the parts whose names begin so, how often they are run in a step; all others are once. lean: whether
+    decoding in float32 goes through models/lean.py.
     """
 
     shapes: Mapping[str, Shape]
     cells: tuple[str, int] | None = None
+    lean: bool = False
 
     @cached_property
     def weights(self) -> int:
@@ -53,6 +58,12 @@ class Sizes:
         return tuple(max(tables, key=prod, default=(0, 0)))
 
     @cached_property
+    def heads(self) -> set[str]:
+        """Names of the tables that say words, the embeddings' where they are tied."""
+        tables = [name for name, shape in self.shapes.items() if len(shape) == 2 and not _LAYER.search(name)]
+        return set(filter(_BEHIND.search, tables)) or {n for n in tables if tuple(self.shapes[n]) == self.vocabulary}
+
+    @cached_property
     def keys_values(self) -> int:
         """Numbers that decoding keeps of a step, in all layers."""
         total = 0
@@ -71,27 +82,47 @@ class Sizes:
 
     @cached_property
     def joined(self) -> int:
-        """Numbers that decoding in float32 has a second time: of layers of Llama's or Qwen2's kind (models/lean.py)."""
-        maps = {name: shape for name, shape in self.shapes.items() if _LAYER.search(name) and len(shape) == 2}
-        lean = any(_GATE.search(name) for name in maps) and not any("q_norm" in name for name in self.shapes)
-        return sum(map(prod, maps.values())) if lean else 0
+        """Numbers that lean decoding has a second time."""
+        maps = (shape for name, shape in self.shapes.items() if _LAYER.search(name) and len(shape) == 2)
+        return sum(map(prod, maps)) if self.lean else 0
 
     @cached_property
     def activations(self) -> int:
-        """Numbers that a step's forward pass keeps for its backward pass: what goes into each layer's linear maps, what
-        comes out of them, and what an activation function makes of a gate.
+        """Numbers that a step's forward pass keeps for its backward pass where all is trained."""
+        return self.kept(self.shapes)
+
+    def kept(self, trained: Collection[str]) -> int:
+        """Numbers that a step keeps where weights of these names are trained and a gradient goes through all layers:
+        what goes into each layer's linear maps that are trained, what comes out of all of them, and what an activation
+        function makes of a gate.
 
         A norm keeps two of its width, but the maps behind it keep the same: on Llama and Qwen2 that comes to what there
         is, on Qwen3, which norms queries and keys, to an eighth less, on OPT, without a gate, to a quarter more.
         """
         total = 0
         for name, shape in self.shapes.items():
-            if _LAYER.search(name) and len(shape) == 2:
-                kept = sum(shape) + (shape[0] if _GATE.search(name) else 0)
-                total += kept * (self.cells[1] if self._per_cell(name) else 1)
-            elif _LAYER.search(name) and len(shape) == 3:  # a cell's own weights each
-                total += shape[0] * sum(shape[1:])
+            if _LAYER.search(name) and len(shape) in (2, 3):
+                *cells, out, into = shape  # three: a cell's own weights each
+                one = out + (into if name in trained else 0) + (out if _GATE.search(name) else 0)
+                total += one * (cells[0] if cells else self.cells[1] if self._per_cell(name) else 1)
         return total
+
+    def reached(self, trained: Collection[str]) -> "Sizes":
+        """Only the layers that a gradient goes through where weights of these names are trained: of each stack those
+        from the lowest trained one up, all where something before them is. What each cell of a step is run through
+        stands behind the other stacks."""
+        places = {name: place for name in self.shapes if (place := _place(name))}
+        before = any(name not in places and not _BEHIND.search(name) for name in trained)
+        lowest: dict[str, int] = {}
+        for stack, number in (places[name] for name in trained if name in places):
+            lowest[stack] = min(number, lowest.get(stack, number))
+
+        def goes_through(name: str) -> bool:
+            stack, number = places[name]
+            behind = self._per_cell(name) and lowest.keys() - {stack}
+            return before or bool(behind) or stack in lowest and number >= lowest[stack]
+
+        return replace(self, shapes={name: self.shapes[name] for name in places if goes_through(name)})
 
     def _per_cell(self, name: str) -> bool:
         return self.cells is not None and name.startswith(self.cells[0])
@@ -112,14 +143,23 @@ def sizes_of(folder: str | Path, apart: Sequence[str] = ()) -> Sizes:
         main = config["num_hidden_layers"] - further
         shapes = {n: s for n, s in shapes.items() if not ((found := _LAYER.search(n)) and int(found[1]) >= main)}
     codebooks = config.get("num_codebooks")
-    return Sizes(shapes, ("depth_decoder.", codebooks) if codebooks else None)
+    inner = config.get("base_config")  # SlamKit's
+    lean = would_fit(inner if isinstance(inner, dict) else config, shapes)
+    return Sizes(shapes, ("depth_decoder.", codebooks) if codebooks else None, lean)
 
 
 def sizes_by_config(config: PreTrainedConfig) -> Sizes:
     """Those of one of transformers' causal LMs."""
     network = without_weights(lambda: AutoModelForCausalLM.from_config(config))
     network.tie_weights()
-    return Sizes({name: tuple(weight.shape) for name, weight in network.named_parameters()})
+    shapes = {name: tuple(weight.shape) for name, weight in network.named_parameters()}
+    return Sizes(shapes, lean=would_fit(config.to_dict(), shapes))
+
+
+def _place(name: str) -> tuple[str, int] | None:
+    """Of a layer's weight: the stack that the layer is in, and its number there."""
+    found = _LAYER.search(name)
+    return found and (name[: found.start(1)], int(found[1]))
 
 
 def _by_config_of(folder: Path) -> Sizes:

@@ -25,10 +25,11 @@ import soundfile
 from elocute.data.types import AudioRef, Example
 from elocute.data.units import UnitStore
 from elocute.errors import InputError
-from elocute.models.sizes import Sizes
+from elocute.models.sizes import Shape, Sizes
 from elocute.recipe.schema import Dpo, Fixed, Recipe
 from elocute.training.machine import GIB, Machine
 from elocute.training.passes import Limits
+from elocute.training.share import shares_prompts
 
 FLOAT = 4
 _DRAWING = 28
@@ -112,10 +113,10 @@ def reckon(recipe: Recipe, sizes: Sizes, lengths: Lengths, machine: Machine) -> 
     }
     if lengths.evaluated:
         rows = min(recipe.evaluation.batch, lengths.evaluated)
-        moments["evaluation"] = sampling | _sampling(recipe, sizes, lengths, rows)
+        moments["evaluation"] = sampling | _sampling(recipe, sizes, lengths, rows, 1)
     if recipe.objective.samples and recipe.rollout.vllm is None:  # a server's memory is its own
-        rows = _prompts(recipe, machine) * _group(recipe)
-        moments["rollout"] = sampling | _sampling(recipe, sizes, lengths, rows)
+        prompts = _prompts(recipe, machine)
+        moments["rollout"] = sampling | _sampling(recipe, sizes, lengths, prompts, _group(recipe))
     if recipe.lora or parts > 1:
         merged = stored * sizes.weights if recipe.lora else 0
         moments["saving"] = standing | {"merged weights": merged, "weights again": weights if parts > 1 else 0}
@@ -127,12 +128,16 @@ def reckon(recipe: Recipe, sizes: Sizes, lengths: Lengths, machine: Machine) -> 
 
 def trained_numbers(recipe: Recipe, sizes: Sizes) -> int:
     """How many numbers are trained: LoRA's, or all that are not frozen."""
+    trained = _trained(recipe, sizes)
+    return recipe.lora.rank * sum(map(sum, trained.values())) if recipe.lora else Sizes(trained).weights
+
+
+def _trained(recipe: Recipe, sizes: Sizes) -> dict[str, Shape]:
+    """Weights that are trained, with LoRA those that have an adapter."""
     if recipe.lora is None:
-        frozen = {n: shape for n, shape in sizes.shapes.items() if any(p.search(n) for p in recipe.freeze)}
-        return sizes.weights - Sizes(frozen).weights
+        return {n: shape for n, shape in sizes.shapes.items() if not any(p.search(n) for p in recipe.freeze)}
     targets = set(recipe.lora.targets)
-    adapted = [shape for name, shape in sizes.shapes.items() if len(shape) == 2 and targets & set(name.split("."))]
-    return recipe.lora.rank * sum(map(sum, adapted))
+    return {n: shape for n, shape in sizes.shapes.items() if len(shape) == 2 and targets & set(n.split("."))}
 
 
 def lengths_of(recipe: Recipe, examples: Sequence[Example]) -> Lengths:
@@ -160,11 +165,13 @@ def _width(recipe: Recipe) -> int:
     return 2 if recipe.dtype == "bfloat16" else FLOAT
 
 
-def _sampling(recipe: Recipe, sizes: Sizes, lengths: Lengths, rows: int) -> dict[str, int]:
-    kept = rows * (lengths.prompt + recipe.rollout.max_new_tokens) * sizes.keys_values
+def _sampling(recipe: Recipe, sizes: Sizes, lengths: Lengths, prompts: int, group: int) -> dict[str, int]:
+    """Of `group` answers to each prompt. Lean decoding keeps a prompt once for them, any other for each."""
+    rows, lean = prompts * group, sizes.lean and _width(recipe) == FLOAT
+    steps = (prompts if lean else rows) * lengths.prompt + rows * recipe.rollout.max_new_tokens
     return {
-        "keys and values": kept * _width(recipe),
-        "joined weights": FLOAT * sizes.joined if _width(recipe) == FLOAT else 0,
+        "keys and values": steps * sizes.keys_values * _width(recipe),
+        "joined weights": FLOAT * sizes.joined if lean else 0,
         "logits": rows * sizes.vocabulary[0] * _DRAWING,
     }
 
@@ -172,32 +179,41 @@ def _sampling(recipe: Recipe, sizes: Sizes, lengths: Lengths, rows: int) -> dict
 def _update(recipe: Recipe, sizes: Sizes, lengths: Lengths, machine: Machine) -> dict[str, int]:
     """Of the largest pass."""
     job = max(_jobs(recipe, lengths, machine), key=lambda job: job.rows * job.answer)
-    (words, width), layers, size = sizes.vocabulary, max(1, sizes.layers), _width(recipe)
-    # What goes into the norms, and what they make of it, stays float32.
-    layer = size * sizes.activations // layers + (0 if size == FLOAT else _NORMS * FLOAT * width)
-    # Beside what is kept, the backward pass has a layer's gradients.
-    if recipe.gradient_checkpointing:  # what goes into each layer is kept, and one layer computed again
-        kept = job.rows * (lengths.prompt + job.answer) * (layers * width * size + 2 * layer)
-    else:  # a prompt is run once, each of its answers has a copy of its keys and values
-        kept = (job.rows * job.answer + -(-job.rows // job.group) * lengths.prompt) * (layers + 1) * layer
-        kept += job.rows * lengths.prompt * sizes.keys_values * size
+    trained, (words, width) = _trained(recipe, sizes), sizes.vocabulary
+    kept = _activations(recipe, sizes, trained, lengths.prompt, job)
     # LoRA and computing again free much in between, and were seen to leave about as much in holes as there is.
-    block = size * job.rows * job.answer * sizes.widest
+    block = _width(recipe) * job.rows * job.answer * sizes.widest
     frees = recipe.lora is not None or recipe.gradient_checkpointing
     holes = kept if frees and not machine.gpu and block < _MAPPED else 0
-    head = 0 if recipe.lora else FLOAT * words * width
+    head = FLOAT * words * width if sizes.heads & trained.keys() else 0
     ends = FLOAT * _ENDS * job.rows * job.answer * width
     return {"activations": kept, "holes between them": holes, "log-probs": head + _TILES + ends}
 
 
 class _Job(NamedTuple):
     """Answers that an optimiser step learns from, to a prompt `group` of them. rows: of the largest pass, of so many;
-    answer: steps of the longest one."""
+    shared: whether a prompt is run once for those of a pass; answer: steps of the longest one."""
 
     rows: int
     passes: int
     group: int
+    shared: bool
     answer: int
+
+
+def _activations(recipe: Recipe, sizes: Sizes, trained: Mapping[str, Shape], prompt: int, job: _Job) -> int:
+    """What a pass keeps for its backward pass, and a layer's gradients there."""
+    width, layers, size = sizes.vocabulary[1], max(1, sizes.layers), _width(recipe)
+    # What goes into the norms, and what they make of it, stays float32.
+    norms = 0 if size == FLOAT else _NORMS * FLOAT * width
+    layer = size * sizes.activations // layers + norms
+    cells = job.rows * job.answer + (-(-job.rows // job.group) if job.shared else job.rows) * prompt
+    if recipe.gradient_checkpointing:  # what goes into each layer, below the trained ones too, and one computed again
+        return cells * (layers * width * size + 2 * layer)
+    reached = sizes.reached(trained)
+    kept = size * reached.kept(trained) + reached.layers * norms + (layer if reached.layers else 0)
+    # Each of a shared prompt's answers has a copy of its keys and values.
+    return cells * kept + (job.rows * prompt * reached.keys_values * size if job.shared else 0)
 
 
 def _jobs(recipe: Recipe, lengths: Lengths, machine: Machine) -> Iterator[_Job]:
@@ -216,10 +232,11 @@ def _jobs(recipe: Recipe, lengths: Lengths, machine: Machine) -> Iterator[_Job]:
 
 def _job(recipe: Recipe, machine: Machine, rows: int, group: int, prompt: int, answer: int, unit: int = 1) -> _Job:
     limits = Limits.of("cuda" if machine.gpu else "cpu", recipe.optim.micro_batch)
-    cells = answer + prompt / (1 if recipe.gradient_checkpointing else group)
+    shared = shares_prompts(recipe, machine.shared)
+    cells = answer + prompt / (group if shared else 1)
     most = int(min(rows, limits.rows, limits.cells / max(1, cells)))
     largest = max(unit, most // unit * unit)
-    return _Job(largest, -(-rows // largest), group, answer)
+    return _Job(largest, -(-rows // largest), group, shared, answer)
 
 
 def _learns(recipe: Recipe) -> bool:
