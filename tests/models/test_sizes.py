@@ -66,7 +66,7 @@ def test_activations_are_what_a_forward_pass_keeps(config, least, most):
 
 
 @pytest.mark.parametrize(
-    ("frozen", "layers"), [(r"embed|layers\.[01]\.", 1), (r"embed|layers", 0), (r"layers", 3), (r"proj", 3)]
+    ("frozen", "layers"), [(r"embed|layers\.[01]\.", 1), (r"embed|layers", 0), (r"layers", 3), (r"mlp", 3)]
 )
 @pytest.mark.parametrize(
     "config",
