@@ -9,6 +9,7 @@ from transformers.cache_utils import DynamicCache
 
 from elocute.errors import InputError
 from elocute.models.sizes import Sizes, sizes_by_config, sizes_of
+from tests.models.unit_folders import slamkit
 
 SMALL = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
 
@@ -49,6 +50,13 @@ def test_they_are_those_of_the_network(config, tmp_path):
     kept = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
     assert sizes.keys_values * 2 == kept
     assert sizes.layers == 3
+    assert sizes.lean == sizes_by_config(config).lean == (config.model_type == "llama")
+
+
+def test_a_config_around_another_says_what_decodes_it(tmp_path):
+    for kind, lean in (("qwen2", True), ("opt", False)):
+        slamkit(tmp_path / kind, tmp_path / "codec", kind)
+        assert sizes_of(tmp_path / kind).lean == lean
 
 
 @pytest.mark.parametrize(
