@@ -66,8 +66,9 @@ class Pulse:
 def _end(reason: str) -> None:
     """End at once: the main thread may wait for another process, where no signal reaches it."""
     rank = os.environ.get("RANK", "")
-    sys.stderr.write(f"{reason}; process {rank} ends too, the same command with --resume goes on\n")
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # whoever read it may be gone as well
+        sys.stderr.write(f"{reason}; process {rank} ends too, the same command with --resume goes on\n")
+        sys.stderr.flush()
     os._exit(1)
 
 
