@@ -21,7 +21,13 @@ BEAT = 5.0
 """Seconds between two signs of life."""
 PATIENCE = 24
 """Beats of one's own without any of another: it is gone. Beats, not seconds: who was stopped himself accuses nobody."""
-_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+_GONE = (
+    "Connection closed by peer",
+    "Connection was likely closed",  # as the store by which processes met has it
+    "Connection reset by peer",
+    "Broken pipe",
+    "remote process exited",
+)
 
 
 class Pulse:
