@@ -1,7 +1,7 @@
 """Audio to units, units to sound, sound to text: each as elocute does it, against one by one.
 
     python -m benchmarks.audio                                                     # some minutes
-    python -m benchmarks.audio --files 2 --answers 4 --seconds 0.4 --rounds 1      # to see it work
+    python -m benchmarks.audio --files 2 --answers 4 --seconds 0.4 --rounds 1 --output seen.json
 
 - encode: the starter's sound files, each asked for `--uses` times as a training does, through the cache and by encoding
   at every use, as the released WavAlign code does. Codec: the starter's.

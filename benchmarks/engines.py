@@ -1,7 +1,7 @@
 """The engines of `sample` and `score`: rows a second in one process, with one worker on Ray and with two.
 
     python -m benchmarks.engines                 # some minutes; needs the extra ray
-    python -m benchmarks.engines --prompts 16    # to see it work
+    python -m benchmarks.engines --prompts 16 --output seen.json    # to see it work
 
 Every engine answers the same prompts with the starter model, a thread a process, and scores the answers by a judge who
 only waits, as for a GPU or an endpoint elsewhere; all must write the same bytes. Each is run `--rounds` times, in turn,
@@ -160,25 +160,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--table", action="store_true", help="only write the tables anew")
+    parser.add_argument("--output", type=Path, default=RESULT)
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         return child(args.child[0], int(args.child[1]), Path(args.child[2]))
-    if not args.table:
-        with tempfile.TemporaryDirectory() as name:
-            rows = Path(name) / "given/rows.jsonl"
-            rows.parent.mkdir()
-            write_rows(rows, args.prompts)
-            found = compare("sample", rows, args.prompts, args.rounds)
-            scored = Path(name) / "sampled"
-            (scored / "candidates.jsonl").rename(scored / "rows.jsonl")
-            found += compare("score", scored / "rows.jsonl", args.prompts, args.rounds)
-        result = provenance("benchmarks.engines")
-        result["versions"]["ray"] = version("ray")
-        result |= {"size": f"{args.prompts} prompts × {ANSWERS} answers of the starter model", "rows": found}
-        RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    write_table("engines", markdown(json.loads(RESULT.read_text())), PAGE)
+    with tempfile.TemporaryDirectory() as name:
+        rows = Path(name) / "given/rows.jsonl"
+        rows.parent.mkdir()
+        write_rows(rows, args.prompts)
+        found = compare("sample", rows, args.prompts, args.rounds)
+        scored = Path(name) / "sampled"
+        (scored / "candidates.jsonl").rename(scored / "rows.jsonl")
+        found += compare("score", scored / "rows.jsonl", args.prompts, args.rounds)
+    result = provenance("benchmarks.engines")
+    result["versions"]["ray"] = version("ray")
+    result |= {"size": f"{args.prompts} prompts × {ANSWERS} answers of the starter model", "rows": found}
+    args.output.write_text(json.dumps(result, indent=1) + "\n")
+    if args.output == RESULT:
+        write_table("engines", markdown(result), PAGE)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What a judge's latency costs: many answers at once against one by one, and a training that samples while it waits.
 
     python -m benchmarks.judge_latency                                          # some minutes
-    python -m benchmarks.judge_latency --latency 0.2 --answers 8 --steps 4      # to see it work
+    python -m benchmarks.judge_latency --latency 0.2 --answers 8 --steps 4 --output seen.json
 
 A server in a process of its own speaks the chat-completions protocol, waits `--latency` seconds and gives a score that
 depends on the request alone. First `--answers` answers, a second of sound each, are judged by elocute's judge with the

@@ -13,7 +13,6 @@ Writes benchmarks/results/logprobs.json and the table in docs/losses.md.
 
 import argparse
 import importlib.metadata
-import importlib.util
 import json
 import platform
 import statistics
@@ -25,7 +24,6 @@ from pathlib import Path
 import torch
 
 from benchmarks import plain
-from benchmarks.tables import provenance, write_table
 
 RESULT = Path(__file__).parent / "results" / "logprobs.json"
 PEERS = {"torch": "torch, full log_softmax", "trl": "TRL, chunked"}
@@ -82,15 +80,14 @@ def measure(variant: str, frozen: bool, rows: int, selected: float, vocabulary: 
 
 
 def compare(args) -> list[dict]:
-    variants = ["ours", *(peer for peer in PEERS if importlib.util.find_spec(peer))]
     lines = []
     for frozen in (False, True):
-        runs = {variant: [] for variant in variants}
+        runs = {variant: [] for variant in ("ours", *PEERS)}
         for turn in range(args.rounds):
-            for variant in variants:
+            for variant in runs:
                 print(f"{'frozen' if frozen else 'trained'} head, round {turn + 1}: {variant}", file=sys.stderr)
                 command = [
-                    sys.executable,
+                    args.trl if variant == "trl" else sys.executable,
                     "-m",
                     "benchmarks.logprobs",
                     "--child",
@@ -135,6 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (SIZES | {"rounds": 3}).items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
+    parser.add_argument("--trl", default=plain.TRL, help="the Python of TRL's environment")
     parser.add_argument("--output", type=Path, default=RESULT)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--frozen", action="store_true", help=argparse.SUPPRESS)
@@ -142,14 +140,16 @@ def main() -> None:
     if args.child:
         print(json.dumps(measure(args.child, args.frozen, **{name: getattr(args, name) for name in SIZES})))
         return
+    from benchmarks.tables import provenance, write_table  # not in TRL's environment, which has no elocute
+
+    versions = plain.versions_of(args.trl)
     lines = compare(args)
     for line in lines:
         print(f"{line['work']}: {line['ours']} against {line['theirs']} ({line['peer']}), ratio {line['ratio']}")
-    packages = [name for name in ("torch", "trl") if importlib.util.find_spec(name)]
     kib = int(Path("/proc/meminfo").read_text().split()[1])
     result = provenance("benchmarks.logprobs") | {
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {kib / MIB:.0f} GiB",
-        "versions": {"python": platform.python_version(), **{n: importlib.metadata.version(n) for n in packages}},
+        "versions": {"python": platform.python_version(), "torch": importlib.metadata.version("torch")} | versions,
         "rows": lines,
     }
     args.output.parent.mkdir(parents=True, exist_ok=True)
@@ -161,7 +161,7 @@ def main() -> None:
 def markdown(result: dict) -> str:
     """The rows as a table: time and memory side by side."""
     lines = [
-        f"`python -m benchmarks.logprobs`, {result['date']}, on {result['machine']}:",
+        f"`{result['command']}`, {result['date']}, on {result['machine']}; TRL {result['versions']['trl']}:",
         "",
         "| work | peer | ours | theirs | ratio |",
         "|---|---|---|---|---|",

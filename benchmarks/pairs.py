@@ -1,7 +1,7 @@
 """Candidates to pairs: rows a second and memory, against a straightforward builder with json and heapq.
 
     python -m benchmarks.pairs                      # 125,000 prompts × 8 candidates; some minutes, 2 GB of disk
-    python -m benchmarks.pairs --prompts 2000       # to see it work
+    python -m benchmarks.pairs --prompts 2000 --output seen.json    # to see it work
 
 Three files of the same size in rows: WavAlign's rows as JSON lines, the same as one JSON array, and rows as `elocute
 score` writes them, with units. Both builders run in turn, each in a fresh process; seconds are from the call to the

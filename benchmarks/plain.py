@@ -6,9 +6,11 @@ Nothing of elocute is imported before it is needed: a peer's environment has non
 
 import json
 import resource
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from random import random
 from statistics import median
@@ -18,6 +20,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen2C
 
 RESULTS, PAGE = Path("benchmarks/results"), Path("docs/performance.md")
 FOLDER = Path("starter/tts_lm")
+TRL = ".venv-trl/bin/python"
+"""The Python of TRL's environment, which `make trl` fills."""
 END, NEVER = "<|speech_end|>", "<|pad|>"
 """What ends an answer, and what the starter's network never says."""
 QWEN2 = {
@@ -40,7 +44,7 @@ def device() -> str:
 def network(shape: str, layers: int | None = None, dtype: torch.dtype = torch.float32):
     """The starter's, or a random one of a published shape; layers: only so many of them."""
     if shape == "starter":
-        return AutoModelForCausalLM.from_pretrained(FOLDER, dtype=dtype)
+        return AutoModelForCausalLM.from_pretrained(FOLDER, dtype=dtype).to(device())
     torch.manual_seed(0)
     with torch.device(device()):
         return Qwen2ForCausalLM._from_config(config_of(shape, layers), dtype=dtype)
@@ -92,6 +96,21 @@ def speech_lm(shape: str, *, ends: bool = False, layers: int | None = None, dtyp
     # Units from 0 on; the end, if there is one, is asked for first.
     layout = Layout("speech-only", 0, net.config.vocab_size, text_end=None, answer_end=end, open_ended=True)
     return Plain(net, layout, None, {})
+
+
+def versions_of(python: str) -> dict[str, str]:
+    """TRL's version in its environment; SystemExit unless torch and transformers are those of this one."""
+    script = "import importlib.metadata as m, sys; print(*map(m.version, sys.argv[1:]))"
+    names = ["trl", "torch", "transformers"]
+    try:
+        done = subprocess.run([python, "-c", script, *names], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        raise SystemExit(f"{python}: expected a Python that has TRL: make trl") from None
+    found = dict(zip(names, done.stdout.split(), strict=True))
+    here = {name: version(name) for name in names[1:]}
+    if found | here != found:
+        raise SystemExit(f"{python}: expected torch and transformers as here, {here}, it has {found}: make trl")
+    return {"trl": found["trl"]}
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
     make trl && python -m benchmarks.rl_step                # the starter's network
     python -m benchmarks.rl_step --shape 0.5b               # with a GPU: a random network of that shape, or 7b's
 
-Both sides have the same network, prompts, number of answers and new tokens, rows of a forward pass, AdamW, type and
-number of threads, no reference and no waveforms; no answer ends early. Each runs in processes of its own, in turn, TRL
+Both sides have the same network, prompts, number of answers and new tokens, AdamW, type and number of threads, no
+reference and no waveforms; no answer ends early. TRL runs `--micro` rows in a forward pass, elocute at most so many, on
+a CPU fewer (training/passes.py). Each runs in processes of its own, in turn, TRL
 in its own environment (.venv-trl) as it comes (activations computed again in the backward pass) and without that. A
 step's time is the median of all after each process's first; memory is the highest peak after that step: of the
 process, or on a GPU of what its allocator gave out. `of matmul peak` are the FLOPs of the network, each prompt run
@@ -146,8 +147,8 @@ def markdown(result: dict) -> str:
     lines = [
         f"`{result['command']}`, {result['date']}, on {result['machine']}; TRL {result['versions']['trl']}, "
         f"transformers {result['versions']['transformers']}; {work['prompts']} prompts of "
-        f"{result['prompt_tokens']:.0f} tokens × {work['group']} answers of {work['new']}, {work['micro']} rows a "
-        "forward pass:",
+        f"{result['prompt_tokens']:.0f} tokens × {work['group']} answers of {work['new']}, at most "
+        f"{work['micro']} rows a forward pass:",
         "",
         "| side | s a step (lowest – highest) | tokens/s | of matmul peak | peak MiB | elocute faster | its memory |",
         "|---|---|---|---|---|---|---|",
@@ -170,7 +171,7 @@ def main() -> None:
     sizes = {"prompts": 8, "group": 8, "new": 192, "micro": 32, "steps": 4, "threads": 2, "rounds": 3}
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--trl", default=".venv-trl/bin/python", help="the Python of TRL's environment")
+    parser.add_argument("--trl", default=plain.TRL, help="the Python of TRL's environment")
     parser.add_argument("--output", type=Path, help="the JSON to write; the page's table is then left alone")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -179,12 +180,8 @@ def main() -> None:
     work = Work(**{name: getattr(args, name) for name in Work.__annotations__})
     if work.prompts * work.group % work.micro:
         parser.error("--micro: expected a divisor of prompts × group")
-    version = "import importlib.metadata as m; print(m.version('trl'), m.version('torch'), m.version('transformers'))"
-    versions = subprocess.run([args.trl, "-c", version], capture_output=True, text=True, check=True).stdout.split()
     result = plain.described("benchmarks.rl_step", work)
-    if versions[1:] != [result["versions"][name] for name in ("torch", "transformers")]:
-        raise SystemExit(f"{args.trl}: another torch or transformers than here: {versions[1:]}; make trl")
-    result["versions"]["trl"] = versions[0]
+    result["versions"] |= plain.versions_of(args.trl)
     result |= compare(args, work)
     plain.publish(result, markdown(result), args.output)
 

@@ -1,6 +1,6 @@
 """Where a training step's time goes: CPU seconds by part, one thread, means over steps.
 
-    python -m benchmarks.step_profile recipes/starter/rlaif_spa.yaml evaluation.labels=[] rewards.0.ear.workers=1
+    python -m benchmarks.step_profile recipes/starter/rlaif_spa.yaml evaluation.labels=[]
 
 Further words are overrides, as `elocute train` takes them. The first step, which loads and fills what later ones find,
 is not counted; neither are evaluations. CPU seconds hardly depend on what else the machine does, but they are this

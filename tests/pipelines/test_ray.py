@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from elocute.errors import InputError, RunError
+from elocute.pipelines import hire
 from elocute.pipelines.hire import AHEAD, MOST_DEATHS, hired
 from elocute.pipelines.label.run import Labeller
 from elocute.pipelines.sample import CandidateSampler
@@ -73,6 +74,8 @@ class Tool:
     def __init__(self, folder: str):
         if folder == "nowhere":
             raise InputError("no such folder")
+        if folder == "slow":
+            time.sleep(3)
         self.folder = folder
 
     def double(self, number: int) -> tuple[int, int]:
@@ -131,6 +134,17 @@ def test_what_cannot_be_opened_is_said_in_one_line(cluster, crew):
     ray.shutdown()
     with pytest.raises(InputError, match="^no such folder$"), hired(Tool, ("nowhere",), 1) as crew:
         list(crew("double", [1]))
+
+
+@on_ray
+def test_who_waits_for_a_worker_is_told(cluster, crew, monkeypatch, caplog):
+    import ray
+
+    ray.shutdown()
+    monkeypatch.setattr(hire, "PATIENCE", 0.5)
+    with hired(Tool, ("slow",), 1) as crew:
+        assert [double for double, _ in crew("double", [1])] == [2]
+    assert "Ray: still no worker; each waits for a CPU" in caplog.text
 
 
 @on_ray

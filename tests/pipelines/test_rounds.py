@@ -236,12 +236,13 @@ def test_all_pairs_of_a_prompt_are_on_one_side(tmp_path):
         messages = [{"role": "user", "content": question}]
         return {"messages": messages, "sft_target_text": "good", "rejected_text": rejected}
 
-    rows = [row(f"q{i}", f"bad {k}") for i in range(200) for k in range(2)]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [row(f"q{i}\u2028", f"bad {k}") for i in range(200) for k in range(2)]  # no end of a line
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (tmp_path / "pairs.jsonl").write_text(lines)
     assert sum(split_pairs(tmp_path / "pairs.jsonl", 0.2).values()) == 400
     sides = {}
     for name in ("train", "dev"):
-        for line in (tmp_path / f"{name}.jsonl").read_text().splitlines():
+        for line in (tmp_path / f"{name}.jsonl").read_bytes().splitlines():
             sides.setdefault(json.loads(line)["messages"][0]["content"], set()).add(name)
     assert all(len(side) == 1 for side in sides.values())
     assert 20 <= sum(side == {"dev"} for side in sides.values()) <= 60

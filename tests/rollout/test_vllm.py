@@ -11,7 +11,7 @@ import torch
 from elocute.errors import InputError, RunError
 from elocute.models.interleaved import InterleavedLM
 from elocute.recipe.rollout import Vllm
-from elocute.rollout import Sampling, sample_groups, seed_of
+from elocute.rollout import Sampling, sample_groups, seed_of, vllm_server
 from elocute.rollout.vllm import VllmSampler, distance, grow, score
 from tests.rollout.vllm_stand_in import standing_in
 
@@ -30,8 +30,8 @@ def lm(speaking_folder):
     return InterleavedLM.load(speaking_folder)
 
 
-def sampler_of(server, folder, **settings) -> VllmSampler:
-    sampler = VllmSampler(Vllm(url=server.url, **{"timeout": 120.0} | settings), folder)
+def sampler_of(server, folder, own=None, **settings) -> VllmSampler:
+    sampler = VllmSampler(Vllm(url=server.url, **{"timeout": 120.0} | settings), folder, own)
     sampler.stay(folder, "base")
     return sampler
 
@@ -129,13 +129,12 @@ def nudged(lm):
 
 
 def test_the_server_follows_the_weights(server, speaking_folder, lm, tmp_path):
-    sampler = sampler_of(server, speaking_folder, max_drift=0.01)
+    sampler = sampler_of(server, speaking_folder, tmp_path / "weights", max_drift=0.01)
     nudged(lm)
     with pytest.raises(RunError, match="nats a token from the model's own"):
         sampler(lm, PROMPTS, SEEDS, Sampling(20))
-    sampler.weights = tmp_path / "weights"
     for step in (4, 5):
-        sampler.follow(lm, step, writes=True)
+        sampler.follow(lm, step)
         sampler(lm, PROMPTS, SEEDS, Sampling(20))
         assert server.version == server.loads[-1] == str(tmp_path / f"weights/step-{step}")
         assert [path.name for path in sampler.weights.iterdir()] == [f"step-{step}"]
@@ -178,6 +177,38 @@ def test_a_server_that_comes_back_gets_its_weights_again(server, speaking_folder
     assert "EngineCore died); waiting for the vLLM server, 120 s at most" in caplog.text
 
 
+@pytest.mark.parametrize("given", [True, False], ids=["by the first process", "by nobody"])
+def test_of_several_processes_one_gives_a_server_its_weights_again(server, speaking_folder, lm, monkeypatch, given):
+    """Whose turn comes later waits: it would interrupt the others. If nobody before it does, it gives them."""
+    monkeypatch.setattr(vllm_server, "TURN_SECONDS", 2.0)
+    sampler, probes = sampler_of(server, speaking_folder), []
+    sampler.server.expect(speaking_folder, "base", turn=1)
+
+    def restarted(path, body):
+        if path == "/inference/v1/generate" and not probes:
+            server.version = "default"
+            probes.append(path)
+            return 500, {}
+        if path == "/weight_info":
+            probes.append(path)
+            if given and len(probes) == 2:
+                server.version = "base"  # before it is asked again
+
+    server.ruin = restarted
+    assert len(flat(sampler(lm, PROMPTS, SEEDS, Sampling(20)))) == 4
+    assert len(server.loads) == 1 + (not given) and (given or len(probes) >= 3)
+
+
+def test_two_runs_with_one_place_for_weights_do_not_take_each_others(server, speaking_folder, lm, tmp_path):
+    weights = {"weights": tmp_path / "shared"}
+    one, two = (sampler_of(server, speaking_folder, tmp_path / run, **weights) for run in ("one", "two"))
+    for sampler in (one, two):
+        sampler.follow(lm, 1)
+    two(lm, PROMPTS, SEEDS, Sampling(20))
+    with pytest.raises(RunError, match="stale weights: .*two/step-1 answered, not .*one/step-1"):
+        one(lm, PROMPTS, SEEDS, Sampling(20))
+
+
 def test_a_server_that_lets_go_of_a_request_is_asked_again(server, speaking_folder, lm):
     sampler, aborted = sampler_of(server, speaking_folder), []
 
@@ -214,12 +245,12 @@ def test_a_refusal_is_said_in_the_servers_words(server, speaking_folder, lm):
 
 
 def test_weights_that_the_server_cannot_load_stop_the_run(server, speaking_folder, lm, tmp_path):
-    sampler = sampler_of(server, speaking_folder, weights=tmp_path / "weights")
+    sampler = sampler_of(server, speaking_folder, tmp_path / "weights")
     server.ruin = lambda path, body: (
         (500, {"error": {"message": "no such file"}}) if path == "/collective_rpc" else None
     )
     with pytest.raises(RunError, match=r"/collective_rpc: HTTP 500 \(no such file\)"):
-        sampler.follow(lm, 0, writes=True)
+        sampler.follow(lm, 0)
 
 
 @pytest.mark.parametrize(

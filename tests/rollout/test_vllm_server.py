@@ -126,8 +126,8 @@ def prompts(lm) -> list[torch.Tensor]:
 SEEDS = [[1, 2, 3], [2**63 - 1, 5, 6]]
 
 
-def sampler_of(server, folder, **settings) -> VllmSampler:
-    sampler = VllmSampler(Vllm(url=server.url, **{"timeout": 300.0} | settings), folder)
+def sampler_of(server, folder, own=None, **settings) -> VllmSampler:
+    sampler = VllmSampler(Vllm(url=server.url, **{"timeout": 300.0} | settings), folder, own)
     sampler.stay(folder, "base")
     return sampler
 
@@ -158,7 +158,7 @@ def test_it_draws_as_the_model_says(server, folder, lm):
 
 
 def test_it_follows_the_weights_and_forgets_the_old_ones(server, folder, lm, tmp_path):
-    sampler = sampler_of(server, folder, max_drift=1e-3, weights=tmp_path / "weights")
+    sampler = sampler_of(server, folder, tmp_path / "weights", max_drift=1e-3)
     sampler(lm, prompts(lm), SEEDS, Sampling(20))  # its keys and values are kept
     with torch.no_grad():
         torch.manual_seed(5)
@@ -167,7 +167,7 @@ def test_it_follows_the_weights_and_forgets_the_old_ones(server, folder, lm, tmp
                 parameter += 0.02 * torch.randn(parameter.shape)
     with pytest.raises(RunError, match="nats a token from the model's own"):
         sampler(lm, prompts(lm), SEEDS, Sampling(20))
-    sampler.follow(lm, 1, writes=True)
+    sampler.follow(lm, 1)
     sampler(lm, prompts(lm), SEEDS, Sampling(20))
     assert sampler.drift[0] / sampler.drift[1] < 1e-4
 

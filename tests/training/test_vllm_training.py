@@ -58,6 +58,21 @@ def test_each_step_is_sampled_with_its_own_weights(server, speaking_folder, tmp_
     assert not (run / "weights").exists()
 
 
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_weights_are_changed_while_no_process_draws(server, speaking_folder, tmp_path, monkeypatch, ahead):
+    """Of several processes one may be done with its answers long before another."""
+    trainer = Trainer(recipe(speaking_folder, tmp_path / "run", server.url, f"rollout.off_policy_steps={ahead}"))
+    order, wait, follow = [], trainer.accelerator.wait_for_everyone, trainer.served.follow
+    monkeypatch.setattr(trainer.accelerator, "wait_for_everyone", lambda: order.append("wait") or wait())
+    monkeypatch.setattr(trainer.served, "follow", lambda *args: order.append("follow") or follow(*args))
+    grow = trainer.served._grow_all
+    monkeypatch.setattr(trainer.served, "_grow_all", lambda *args: order.append("draw") or grow(*args))
+    trainer.train()
+    places = [place for place, what in enumerate(order) if what == "follow"]
+    assert len(places) == 3
+    assert all(order[place - 1 : place + 3] == ["wait", "follow", "wait", "draw"] for place in places)
+
+
 def test_a_server_that_is_not_given_the_weights_stops_the_run(server, speaking_folder, tmp_path):
     """Version and all are right, and yet these are the weights of the first step."""
     server.ruin = lambda path, body: (200, {}) if path == "/collective_rpc" and server.loads else None

@@ -134,7 +134,7 @@ def evaluate_aloud(
         "unjudged": earlier.get("unjudged", {}) | {name: why_unjudged(rows)},
     }
     if name == "after":
-        before = (samples / "before.jsonl").read_text().splitlines()
+        before = (samples / "before.jsonl").read_bytes().splitlines()  # a text's own end at U+2028, too
         values["paired"] = paired([json.loads(line) for line in before], rows)
     return values
 

@@ -10,6 +10,7 @@ left get them. And only arguments that Ray 2.64 drops say how often rows that ki
 
 import contextlib
 import heapq
+import logging
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,7 @@ from typing import Any
 
 from elocute.errors import InputError, RunError
 
+log = logging.getLogger(__name__)
 Crew = Callable[[str, Iterable[Any]], Iterator[Any]]
 """Called with a method's name and portions: what the method makes of each, in order. One call ends before the next."""
 
@@ -37,6 +39,9 @@ OBJECT_STORE = 200_000_000
 
 STARTS = 3
 """Of this machine's own cluster, tried: Ray gives its processes 15 s and 30 s, which a busy machine may exceed."""
+
+PATIENCE = 60.0
+"""Seconds without any worker, after which people are told: on a cluster others' work may have all there is."""
 
 LOSSES = ("RayActorError", "ObjectLostError", "OutOfMemoryError")
 """What Ray raises when a worker, its machine or what it made is gone."""
@@ -113,8 +118,8 @@ class _Workers:
     def __init__(self, ray, make: Callable[..., Any], args: tuple, count: int):
         self.ray, self.count = ray, count
         gpus = ray.cluster_resources().get("GPU", 0)
-        share = 1 / ceil(count / gpus) if gpus >= 1 else 0  # a whole number of workers to a GPU
-        self._new = partial(ray.remote(num_cpus=1, num_gpus=share)(Worker).remote, os.getcwd(), make, args)
+        self._gpu = 1 / ceil(count / gpus) if gpus >= 1 else 0  # each worker's share: a whole number of them to a GPU
+        self._new = partial(ray.remote(num_cpus=1, num_gpus=self._gpu)(Worker).remote, os.getcwd(), make, args)
         self._losses = tuple(getattr(ray.exceptions, name) for name in LOSSES)
         self._awaited: dict[Any, tuple[Any, int | None]] = {}  # answer → worker and portion; None: whether it is open
         self._held: dict[Any, deque[int]] = {}  # the portions of each open worker
@@ -161,7 +166,10 @@ class _Workers:
     def _next_answer(self) -> tuple[int | None, Any, list[int]]:
         """Wait for one: a portion's number and what was made of it, or None, why, and the portions that a dead worker
         had."""
-        [answer], _ = self.ray.wait(list(self._awaited))
+        while not (answers := self.ray.wait(list(self._awaited), timeout=PATIENCE)[0]):
+            if not self._held:
+                log.warning("Ray: still no worker; each waits for a CPU%s", " and a GPU" if self._gpu else "")
+        [answer] = answers
         worker, number = self._awaited.pop(answer)
         try:
             result = self.ray.get(answer)

@@ -215,7 +215,7 @@ class _Round:
         return {
             "step": best["step"],
             "accuracy": best["dev/accuracy"],
-            "ci95": list(wilson(int(best["dev/accuracy"] * pairs), pairs)),
+            "ci95": list(wilson(round(best["dev/accuracy"] * pairs), pairs)),
             "margin": best["dev/margin"],
             "raised": best["dev/accuracy"] > 0.5,
         }
@@ -226,12 +226,12 @@ class _Round:
 
 def split_pairs(pairs: Path, dev_share: float) -> dict[str, int]:
     """train.jsonl and dev.jsonl beside the pairs, all pairs of a prompt on one side, which its question decides."""
-    lines: dict[str, list[str]] = {"train": [], "dev": []}
-    source = pairs.read_text().splitlines(keepends=True)
+    lines: dict[str, list[bytes]] = {"train": [], "dev": []}
+    source = pairs.read_bytes().splitlines(keepends=True)  # a text's own lines end at U+2028, too
     for line, (fields, _) in zip(source, each_row(pairs), strict=True):
         asked = json.dumps([fields["messages"], fields.get("audios")])
         place = int.from_bytes(hashlib.sha256(asked.encode()).digest()[:8]) / 2**64
         lines["dev" if place < dev_share else "train"].append(line)
     for name, own in lines.items():
-        write_atomically(pairs.with_name(f"{name}.jsonl"), "".join(own).encode())
+        write_atomically(pairs.with_name(f"{name}.jsonl"), b"".join(own))
     return {name: len(own) for name, own in lines.items()}

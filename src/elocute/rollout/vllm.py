@@ -43,9 +43,10 @@ class VllmSampler:
     """
 
     def __init__(self, spec: Vllm, model: Path, weights: Path | None = None):
-        """weights: where `follow` writes, unless the recipe says."""
+        """weights: a folder of the run's own, after which its weights are named; there `follow` writes them, unless the
+        recipe says where."""
         check_one_vocabulary(model, "rollout.vllm")
-        self.spec, self.weights = spec, spec.weights or weights
+        self.spec, self.own, self.weights = spec, weights, spec.weights or weights
         self.server = VllmServer(spec.url, spec.timeout)
         self.drift = torch.zeros(2, dtype=torch.float64)
         settings = self.server.settings()
@@ -53,15 +54,16 @@ class VllmSampler:
             raise InputError(f"{spec.url}: expected a vLLM server with --logprobs-mode processed_logprobs, not {mode}")
         self.room = settings["max_model_len"]
 
-    def follow(self, lm: SpeechLM, step: int, *, writes: bool) -> None:
+    def follow(self, lm: SpeechLM, step: int, process: int = 0) -> None:
         """Sample with the network's weights as they are now, when those of `step` are asked for.
 
-        writes: whether this process puts them in, or another one for it.
+        process: which one of the run's this is; the first puts them in for all.
         """
-        folder = self.weights.resolve() / f"step-{step}"
+        name = f"step-{step}"
+        folder = self.weights.resolve() / name
         self.drift = torch.zeros(2, dtype=torch.float64)
-        self.server.expect(folder, str(folder))
-        if writes:
+        self.server.expect(folder, str(self.own.resolve() / name), process)
+        if process == 0:
             write_weights(lm, folder)
             self.server.load()
             self.clear(but=folder)

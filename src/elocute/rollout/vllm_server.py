@@ -24,6 +24,8 @@ LOSSES = 3
 """Of the server over the same request, after which the run stops."""
 PROBE_SECONDS = 10.0
 """In which a healthy server says so."""
+TURN_SECONDS = 60.0
+"""After which the next process gives its weights to a server that came back, if none before it has."""
 Drawn = list[tuple[int, float]]
 """Tokens and the log-probs with which they were drawn."""
 
@@ -43,6 +45,7 @@ class VllmServer:
         self.url, self.timeout = url, timeout
         self.version = ""
         self.folder: Path | None = None
+        self.turn = 0
 
     def settings(self) -> Mapping[str, Any]:
         """Its model's configuration, once it is up. RunError when it does not come up in time."""
@@ -53,9 +56,12 @@ class VllmServer:
 
         return asyncio.run(ask())
 
-    def expect(self, folder: Path, version: str) -> None:
-        """It must sample with the weights in `folder`, and call them `version` in each answer; see `load`."""
-        self.folder, self.version = folder, version
+    def expect(self, folder: Path, version: str, turn: int = 0) -> None:
+        """It must sample with the weights in `folder`, and call them `version` in each answer; see `load`.
+
+        turn: whose turn it is, this process's among several, to give them to a server that has come back.
+        """
+        self.folder, self.version, self.turn = folder, version, turn
 
     def load(self) -> None:
         """Put in the weights that are expected. Whoever else samples with others is interrupted."""
@@ -83,6 +89,7 @@ class _Connection:
         self.server, self.client = server, client
         self._slots, self._waiting, self._returns = asyncio.Semaphore(AT_ONCE), asyncio.Lock(), 0
         self._gone: RunError | None = None
+        self._empty: float | None = None  # since when it is up again, without its weights
 
     async def draw(self, prompt: list[int], parameters: Mapping[str, Any]) -> Drawn:
         """What follows `prompt`. parameters: vLLM's sampling parameters."""
@@ -177,10 +184,23 @@ class _Connection:
 
         try:
             await self.client.get("/health", cast_to=object, options={"timeout": PROBE_SECONDS})
-            if self.server.folder is not None and await self._served() != self.server.version:
-                await self._load()
+            if self.server.folder is not None and not await self._has_weights():
+                return False
         except (openai.OpenAIError, Lost):
+            self._empty = None
             return False
+        return True
+
+    async def _has_weights(self) -> bool:
+        """Whether a server that is up has its weights; when it is this process's turn it gives them."""
+        server, now = self.server, asyncio.get_running_loop().time()
+        if await self._served() == server.version:
+            await self._send("/resume", {})  # whoever gave them may have been cut off before saying so
+            return True
+        self._empty = self._empty or now
+        if now < self._empty + server.turn * TURN_SECONDS:
+            return False
+        await self._load()
         return True
 
     async def _served(self) -> str | None:

@@ -89,7 +89,8 @@ def sample(
     lm, mine = policy.lm, my_prompts(accelerator, len(examples))
     clock = _Clock()
     if served is not None:
-        served.follow(lm, step, writes=accelerator.is_main_process)
+        accelerator.wait_for_everyone()  # nobody still draws from the weights that it had
+        served.follow(lm, step, accelerator.process_index)
         accelerator.wait_for_everyone()
         clock.lap("weights")
     places = [place for place in range(mine.start, mine.stop) if wanted(examples[place])]
