@@ -193,12 +193,17 @@ def plot(rows: Sequence[dict]) -> str:
         parts.append(f'<text x="{left}" y="18">{title}, times its first value</text>')
         parts.append(f'<path d="M{left} {top}v{SIDE}h{SIDE}" fill="none" stroke="#888"/>')
         parts.append(line([(1, 1), (math.exp(widest), math.exp(widest))], "#bbb"))
+        for times in (2**n for n in range(round(widest / math.log(2)) + 1)):
+            away = SIDE * math.log(times) / widest
+            parts.append(f'<text x="{left + away:.0f}" y="{top + SIDE + 14}" text-anchor="middle">×{times}</text>')
+            parts.append(f'<text x="{left - 4}" y="{top + SIDE - away + 4:.0f}" text-anchor="end">×{times}</text>')
+        parts.append(f'<text x="{left}" y="{top + SIDE + 30}">what grows, times its first value</text>')
         for number, row in enumerate(rows):
             ratios = [(x / row["values"][0], y / row[what][0]) for x, y in zip(row["values"], row[what], strict=True)]
             parts.append(line(ratios, INK[number]))
             name = SWEEPS[row["work"]][0]
             parts.append(f'<text x="{left + 8}" y="{top + 14 + 14 * number}" fill="{INK[number]}">{name}</text>')
-    size = f'width="{2 * SIDE + 3 * GAP}" height="{SIDE + 50}" font-family="sans-serif" font-size="11"'
+    size = f'width="{2 * SIDE + 3 * GAP}" height="{SIDE + 70}" font-family="sans-serif" font-size="11"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(parts)}</svg>\n'
 
 

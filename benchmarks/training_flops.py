@@ -1,7 +1,7 @@
 """Training's forward and backward pass: how much of the machine's matrix products it reaches, and how much is padding.
 
     python -m benchmarks.training_flops                          # the starter's network
-    python -m benchmarks.training_flops --shape 0.5b --layers 4  # a random network of that width; with a GPU also 7b
+    python -m benchmarks.training_flops --shape 0.5b --steps 2   # a random network of that shape; with a GPU also 7b
     python -m benchmarks.training_flops --padding                # nothing but that
 
 The answers are those that the starter's TTS model gives to its own prompts, G each, of differing lengths; they are put

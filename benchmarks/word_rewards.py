@@ -5,6 +5,7 @@
 `elocute sample` makes answers, `elocute score` lets each reward and Whisper hear them. Answers to one prompt differ by
 how they are spoken alone, so what counts is the correlation within prompts: of a reward with Whisper's 1 − WER, both
 less their mean over the prompt's answers. Policy gradient sees nothing else. Prompts are drawn again for the interval.
+`tells apart`: the share of prompts to whose answers it gives more than one value; from the others nothing is learned.
 Writes benchmarks/results/word_rewards.json and the table in docs/prosody-rewards.md.
 """
 
@@ -79,11 +80,12 @@ def with_interval(prompts: list[dict[str, np.ndarray]], name: str, seed: int, dr
 
 
 def markdown(result: dict) -> str:
-    lines = ["| reward | with Whisper's 1 − WER, within prompts | its mean |", "|---|---|---|"]
+    lines = ["| reward | with Whisper's 1 − WER, within prompts | tells apart | its mean |", "|---|---|---|---|"]
     for name, label in LABELS.items():
         found = result["rewards"][name]
         low, high = found["ci95"]
-        lines.append(f"| {label} | {found['value']:.2f} ({low:.2f} – {high:.2f}) | {found['mean']:.2f} |")
+        value = f"{found['value']:.2f} ({low:.2f} – {high:.2f})"
+        lines.append(f"| {label} | {value} | {100 * found['tells_apart']:.0f} % | {found['mean']:.2f} |")
     lines += [
         "",
         f"`{result['command']}`, {result['date']}: {result['answers']} proper answers to {result['prompts']} sentences "
@@ -103,14 +105,18 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         prompts = heard(args, Path(folder))
-    means = {name: float(np.concatenate([prompt[name] for prompt in prompts]).mean()) for name in HEARERS}
+    mean = {name: float(np.concatenate([prompt[name] for prompt in prompts]).mean()) for name in HEARERS}
+    apart = {name: float(np.mean([len(set(prompt[name])) > 1 for prompt in prompts])) for name in HEARERS}
     result = provenance("benchmarks.word_rewards") | {
         "model": args.model,
         "seed": args.seed,
         "prompts": len(prompts),
         "answers": sum(len(prompt["whisper"]) for prompt in prompts),
-        "whisper": means.pop("whisper"),
-        "rewards": {name: with_interval(prompts, name, args.seed) | {"mean": mean} for name, mean in means.items()},
+        "whisper": mean["whisper"],
+        "rewards": {
+            name: with_interval(prompts, name, args.seed) | {"tells_apart": apart[name], "mean": mean[name]}
+            for name in LABELS
+        },
     }
     (args.output or RESULT).write_text(json.dumps(result, indent=2) + "\n")
     print(markdown(result))
