@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -14,6 +13,7 @@ from elocute.cli.evaluate import _ear
 from elocute.cli.options import resume_command
 from elocute.recipe.ears import FasterWhisperSpec, TransformersEarSpec
 from tests.training.preferences import preference_rows, write_rows
+from tests.training.run_metrics import metrics
 
 RECIPE = "recipes/starter/wavalign.yaml"
 HELD_OUT = "starter/data/heldout.jsonl"
@@ -106,12 +106,27 @@ def test_a_dry_run_names_every_row_that_lacks_an_answer(tiny_folder, tmp_path):
 
 
 def test_how_to_go_on_can_be_pasted(monkeypatch):
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE", "ACCELERATE_USE_FSDP"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(sys, "argv", ["elocute", "train", "my recipe.yaml", "--resume", "steps=5"])
     assert resume_command() == "elocute train 'my recipe.yaml' steps=5 --resume"
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     launched = "torchrun --nproc_per_node=2 -m elocute.cli train 'my recipe.yaml' steps=5 --resume"
     assert resume_command() == launched
+
+
+@pytest.mark.parametrize(("name", "value"), [("WORLD_SIZE", "4"), ("ACCELERATE_USE_FSDP", "true")])
+def test_how_to_go_on_leaves_its_words_to_a_launcher_that_was_told_more(monkeypatch, name, value):
+    """Several machines, or a network that is divided: torchrun with a number of processes would be another launch."""
+    for known in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"):
+        monkeypatch.setenv(known, "2")
+    monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
+    monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["elocute", "train", "recipe.yaml"])
+    assert resume_command() == "the same command with --resume at its end"
+    monkeypatch.setattr(sys, "argv", ["elocute", "train", "recipe.yaml", "--resume"])
+    assert resume_command() == "the same command"
 
 
 def test_an_evaluation_from_the_command_line(tiny_folder, tmp_path):
@@ -162,7 +177,7 @@ def test_a_killed_run_resumes_to_the_same_bytes_and_a_report(tiny_folder, tmp_pa
         "checkpoints/step-6/state.json",
     ):
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
-    assert untimed(killed / "metrics.jsonl") == untimed(whole / "metrics.jsonl")
+    assert metrics(killed) == metrics(whole)
     values = [json.loads((run / "eval.json").read_text()) for run in (killed, whole)]
     for evaluated, run in zip(values, (killed, whole), strict=True):
         assert evaluated["step"] == {"before": 0, "after": 6}, run
@@ -179,6 +194,7 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(tiny_folder, tmp_p
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 1
+    assert "stopping after this step" in said.splitlines()
     assert "--resume" in said.splitlines()[-1] and "Traceback" not in said
     steps = len((tmp_path / "run/metrics.jsonl").read_text().splitlines())
     assert (tmp_path / f"run/checkpoints/step-{steps}/state.json").exists()
@@ -190,11 +206,6 @@ def wait_for(condition, process, seconds: float = 120) -> None:
         assert process.poll() is None, "the run ended early"
         assert time.monotonic() < deadline, "the run made no progress"
         time.sleep(0.02)
-
-
-def untimed(path: Path) -> list[dict]:
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{k: v for k, v in line.items() if "second" not in k and "_per_s" not in k} for line in lines]
 
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")

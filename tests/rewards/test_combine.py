@@ -302,7 +302,7 @@ class Hears(Given):
     dimensions = ("emotion", "speed")
 
 
-def test_labels_heard_are_counted_where_different_ones_were_asked_for():
+def test_labels_heard_are_counted_by_what_was_asked_for():
     asked = [("Happy", "Slow"), ("Happy", "Slow"), ("Sad", "Slow"), ("Sad", "Slow"), ("Sad", "Slow")]
     answers = [answer(str(i), labels={"emotion": a, "speed": b}) for i, (a, b) in enumerate(asked)]
     answers[3].example.columns["labels"]["emotion"] = None
@@ -310,7 +310,8 @@ def test_labels_heard_are_counted_where_different_ones_were_asked_for():
     own = [Scored(1, {"heard": {"emotion": a, "speed": b}}) for a, b in heard[:3]]
     own += [Scored(1, {"heard": {"speed": "Fast"}}), Invalid("no end")]
     judged = RewardMixer([Weighted(Hears("judge", own)), Weighted(Given("asr", scored(*[1] * 5)))])(answers, [0] * 5)
-    assert judged.alike == {"judge/emotion": (2, 3), "judge/speed": (0, 0)}
+    emotions = {("Happy", "Happy"): 1, ("Happy", "Sad"): 1, ("Sad", "Sad"): 1}
+    assert judged.labels == {"judge/emotion": emotions, "judge/speed": {("Slow", "Fast"): 4}}
 
 
 def test_what_rewards_measure_is_summed():

@@ -1,9 +1,9 @@
 """Sampling one step ahead of the judges: what runs beside what, a loop without threads as its twin, and resuming."""
 
-import json
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from elocute.recipe import Recipe, load_recipe
 from elocute.training import collector
 from elocute.training.experience import Experience, agree, judge, sample, step_examples
 from elocute.training.trainer import Trainer
+from tests.training.run_metrics import metrics
 
 REWARD = """
 def fours(completions):
@@ -36,11 +37,6 @@ def make_recipe(folder: Path, run: Path, *overrides: str, name: str = "wavalign"
     small += ["steps=4", "rollout.prompts_per_step=2", "rollout.group_size=4", "rollout.max_new_tokens=30"]
     small += ["optim.warmup_steps=0", "rollout.off_policy_steps=1", "checkpoint.every=2"]
     return load_recipe(f"recipes/starter/{name}.yaml", [*small, *overrides])
-
-
-def metrics(run: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if "second" not in k and "_per_s" not in k} for line in lines]
 
 
 def assert_same_end(run: Path, other: Path, step: int) -> None:
@@ -184,6 +180,31 @@ def test_a_run_ahead_that_is_stopped_and_killed_is_the_run_that_nothing_stopped(
     assert_same_end(whole, tmp_path / "cut", 4)
     assert metrics(whole) == metrics(tmp_path / "cut")
     assert not (tmp_path / "cut/checkpoints/step-4/rollouts.safetensors").exists()
+
+
+def test_the_drift_of_answers_that_wait_is_all_ranks_own_however_many_go_on(folder, tmp_path):
+    trainer = Trainer(make_recipe(folder, tmp_path / "run"))
+    trainer.collector(0)
+    trainer.collector.settle()
+    assert "drift" not in trainer.collector.state()  # no server sampled
+    trainer.collector._ahead.drift = torch.tensor([0.5, 8.0], dtype=torch.float64)
+    state = trainer.collector.state()
+    assert state["drift"].tolist() == [[0.5, 8.0]]
+
+    def restored(processes: int, drift: list[list[float]]) -> list[list[float]]:
+        found = []
+        for rank in range(processes):
+            accelerator = SimpleNamespace(process_index=rank, num_processes=processes)
+            own = collector.Collector(
+                trainer.raw_policy, trainer.audio, trainer.examples, trainer.mixer, trainer.recipe, accelerator
+            )
+            own.restore(1, state | {"drift": torch.tensor(drift, dtype=torch.float64)})
+            found.append(own._ahead.drift.tolist())
+        return found
+
+    assert restored(2, [[0.5, 8.0]]) == [[0.5, 8.0], [0.0, 0.0]]
+    assert restored(2, [[0.5, 8.0], [0.25, 4.0]]) == [[0.5, 8.0], [0.25, 4.0]]
+    assert restored(1, [[0.5, 8.0], [0.25, 4.0]]) == [[0.75, 12.0]]
 
 
 def test_best_against_worst_ahead_resumes_too(folder, tmp_path):

@@ -19,6 +19,7 @@ from elocute.training.pairs import best_and_worst
 from elocute.training.preference import LOGPS
 from elocute.training.trainer import Trainer
 from tests.training.preferences import preference_rows, write_rows
+from tests.training.run_metrics import metrics
 
 REWARD = """
 def fours(completions):
@@ -46,11 +47,6 @@ def make_recipe(folder: Path, run: Path, *overrides: str) -> Recipe:
     small += ["objective.min_gap=0.01", "checkpoint.every=2", "report=false", "optim.schedule=constant"]
     small += ["optim.lr=0.01", "optim.warmup_steps=0", f"objective.reference_cache={folder / 'reference'}"]
     return load_recipe("recipes/starter/dpo.yaml", [*small, *overrides])
-
-
-def metrics(run: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if "second" not in k and "_per_s" not in k} for line in lines]
 
 
 def known(line: dict) -> dict:

@@ -16,7 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 from tests.contracts import minicpm_o
+from tests.rollout.vllm_stand_in import standing_in
 from tests.training.preferences import preference_rows, write_rows
+from tests.training.run_metrics import metrics
 
 HANGS = 3600
 """Seconds after which what has not ended hangs: within minutes, it says only how busy the machine is."""
@@ -101,11 +103,6 @@ def folder(speaking_lm, tmp_path_factory) -> Path:
     return folder
 
 
-def metrics(run: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if "second" not in k and "_per_s" not in k} for line in lines]
-
-
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
@@ -133,10 +130,18 @@ def assert_same(folder: Path, one: str, two: str, lines: int, model: Path | None
 
 
 def test_two_and_four_processes_are_one(folder):
+    """Of four each has one prompt a step, which asks for one label."""
+    rows = preference_rows(12)
+    for place, row in enumerate(rows):
+        row["labels"] = {"speed": "Slow" if place % 2 else "Fast"}
     several = ["optim.updates_per_rollout=2", "objective.policy_gradient.clip=0.2"]
+    fours = f"{{kind: function, function: '{folder / 'reward.py'}:fours', low: 0, high: 1}}"
+    listens = "{kind: prosody, dimensions: [speed], credit: match, reference: written, weight: 0.1}"
+    several += [f"data.train={write_rows(folder / 'labelled.jsonl', rows)}", f"rewards=[{fours}, {listens}]"]
     done = [train(folder, f"several-{n}", *several, processes=n) for n in LAUNCHERS]
     for n in (2, 4, "fsdp2", "layers"):
         assert_one(folder, "several-1", f"several-{n}")
+    assert all(line["alike/prosody/speed"] for line in metrics(folder / "several-4"))
     # evaluation, samples and the report are made once, by one of them
     values = [json.loads((folder / f"several-{n}/eval.json").read_text()) for n in (1, 2)]
     assert values[0].keys() == values[1].keys() >= {"before", "after"}
@@ -155,6 +160,17 @@ def test_two_processes_are_one_with_lora(folder):
         train(folder, f"lora-{n}", *lora, processes=n)
     assert_one(folder, "lora-1", "lora-2")
     assert_one(folder, "lora-1", "lora-fsdp2")
+
+
+def test_two_processes_that_ask_one_server_are_one(folder):
+    """A stand-in of vLLM: its answers are a function of their seeds, whoever asks. One may be done before the other."""
+    served = ["rollout.vllm.max_drift=1e-4", "rollout.off_policy_steps=1", "optim.lr=0.002"]
+    served += ["data.eval=null", "report=false"]
+    for n in (1, 2):
+        with standing_in(folder / "model") as server:
+            train(folder, f"served-{n}", *served, f"rollout.vllm.url={server.url}", processes=n)
+            assert [Path(weights).name for weights in server.loads] == ["step-0", "step-1", "step-2"]
+    assert_one(folder, "served-1", "served-2")
 
 
 def test_two_processes_are_one_a_step_ahead_and_one_goes_on_where_two_stopped(folder):
@@ -306,6 +322,42 @@ def test_when_one_process_is_killed_all_end_and_others_go_on_however_they_share_
     assert_one(folder, "whole", "again")
 
 
+def without_a_launcher(*commands: list[str]) -> list[subprocess.Popen]:
+    """One run's processes, a command each, as between machines: nobody ends the others when one has ended."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(listener.getsockname()[1]), "OMP_NUM_THREADS": "1"}
+    shared |= {"WORLD_SIZE": str(len(commands)), "LOCAL_WORLD_SIZE": str(len(commands))}
+    return [
+        subprocess.Popen(
+            words,
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, words in enumerate(commands)
+    ]
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_one_whose_rows_are_bad_ends_with_its_line_before_the_first_step_and_the_other_with_one(folder, bad):
+    (folder / "bad.jsonl").write_text('{"messages": 3}\n')
+    words = command(folder, f"bad-{bad}", "data.eval=null", "report=false", processes=1)
+    other = [*words, f"data.train={folder / 'bad.jsonl'}"]
+    processes = without_a_launcher(*(other if rank == bad else words for rank in (0, 1)))
+    try:
+        said = [process.communicate(timeout=HANGS)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [2 if rank == bad else 1 for rank in (0, 1)], said
+    assert f"{folder / 'bad.jsonl'}:1: messages" in said[bad]
+    [line] = [line for line in said[1 - bad].splitlines() if "process" in line]
+    assert line.endswith("the same command with --resume goes on")
+    assert "Traceback" not in "".join(said)
+    assert not (folder / f"bad-{bad}").exists()
+
+
 @pytest.mark.parametrize(
     ("end", "reason"),
     [
@@ -319,19 +371,7 @@ def test_a_process_that_is_gone_ends_all_where_no_launcher_sees_to_it(folder, en
     program += "from elocute.cli.app import main; main()"
     words = command(folder, end.name, "steps=100000", "data.eval=null", "report=false", processes=1)
     words = [sys.executable, "-c", program, *words[words.index("train") :]]
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(listener.getsockname()[1]), "OMP_NUM_THREADS": "1"}
-    shared |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    first, second = (
-        subprocess.Popen(
-            words,
-            env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in "01"
-    )
+    first, second = without_a_launcher(words, words)
     try:
         await_file(folder / end.name / "metrics.jsonl", first)
         second.send_signal(end)

@@ -11,6 +11,7 @@ from elocute.data.digest import digest_file, digest_folder
 from elocute.errors import InputError, RunError
 from elocute.recipe import load_recipe
 from elocute.training.run_folder import FREE_TO_CHANGE, RunFolder
+from tests.training.disk import full_disk
 
 
 @pytest.fixture
@@ -164,6 +165,16 @@ def test_metrics_after_the_checkpoint_and_a_torn_line_go(inputs, started):
         file.write('{"step": 5, "lo')
     started.cut_metrics(3)
     assert [json.loads(line) for line in started.metrics.read_text().splitlines()] == [{"step": s} for s in (1, 2, 3)]
+
+
+def test_a_line_that_a_full_disk_cut_is_one_line_of_error_and_goes(started):
+    started.append_metrics({"step": 1})
+    with full_disk(started.metrics.stat().st_size + 5), pytest.raises(RunError) as caught:
+        started.append_metrics({"step": 2})
+    assert str(caught.value) == f"{started.metrics}: cannot be written (File too large)"
+    assert started.metrics.read_text().splitlines()[1:] == ['{"ste']
+    started.cut_metrics(2)
+    assert json.loads(started.metrics.read_text()) == {"step": 1}
 
 
 def test_keys_that_came_into_the_schema_since_have_their_defaults(inputs, started):

@@ -1,13 +1,16 @@
 """A run on a tiny random model: it trains, a used folder is refused, it resumes byte for byte."""
 
-import json
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from elocute.errors import InputError
+from elocute.errors import InputError, RunError
 from elocute.recipe import load_recipe
 from elocute.training.trainer import Trainer
+from tests.training.disk import full_disk
+from tests.training.run_metrics import metrics
 
 
 def recipe(model: Path, run: Path, *overrides: str):
@@ -26,11 +29,6 @@ def recipe(model: Path, run: Path, *overrides: str):
             *overrides,
         ],
     )
-
-
-def metrics(run: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if "second" not in k and "_per_s" not in k} for line in lines]
 
 
 def test_defect_10_a_resumed_run_is_the_uninterrupted_run(tiny_folder, tmp_path):
@@ -69,6 +67,42 @@ def test_a_used_folder_is_refused(tiny_folder, tmp_path):
     (tmp_path / "something").write_text("mine")
     with pytest.raises(InputError, match="not empty"):
         Trainer(recipe(tiny_folder, tmp_path))
+
+
+def test_a_model_for_which_there_is_no_room_is_one_line_and_the_run_goes_on_when_there_is(tiny_folder, tmp_path):
+    trainer = Trainer(recipe(tiny_folder, tmp_path / "run", "steps=1"))
+    trainer.train()
+    with full_disk(10_000), pytest.raises(RunError, match="^.*/run/model: cannot be written .*File too large"):
+        trainer.save_model()
+    resumed = Trainer(recipe(tiny_folder, tmp_path / "run", "steps=1"), resume=True)
+    assert resumed.step == 1 and (resumed.save_model() / "elocute.json").exists()
+
+
+PATIENCE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({}, ["stopping after this step"]),
+        (
+            {"TORCHELASTIC_RUN_ID": "none", "LOCAL_RANK": "0"},
+            [f"stopping after this step; torchrun waits 30 s for it, then kills it ({PATIENCE})"],
+        ),
+        ({"TORCHELASTIC_RUN_ID": "none", PATIENCE: "600"}, ["stopping after this step"]),
+        ({"TORCHELASTIC_RUN_ID": "none", "LOCAL_RANK": "1"}, []),
+    ],
+)
+def test_the_first_ctrl_c_says_how_long_a_launcher_waits_and_the_second_stops(monkeypatch, caplog, environment, said):
+    for name in ("TORCHELASTIC_RUN_ID", "LOCAL_RANK", PATIENCE):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    run = SimpleNamespace(interrupted=False)
+    Trainer._on_interrupt(run, signal.SIGINT, None)
+    assert run.interrupted and caplog.messages == said
+    with pytest.raises(KeyboardInterrupt):
+        Trainer._on_interrupt(run, signal.SIGINT, None)
 
 
 def test_lora_trains_its_adapter_only(tiny_folder, tmp_path):

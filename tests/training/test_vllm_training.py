@@ -13,6 +13,7 @@ from elocute.pipelines.sample import CandidateSampler
 from elocute.recipe import load_recipe
 from elocute.training.trainer import Trainer
 from tests.rollout.vllm_stand_in import standing_in
+from tests.training.run_metrics import metrics
 
 HELDOUT = Path("starter/data/heldout.jsonl")
 
@@ -44,11 +45,6 @@ def recipe(model: Path, run: Path, url: str | None, *overrides: str):
             *overrides,
         ],
     )
-
-
-def metrics(run: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if "second" not in k and "_per_s" not in k} for line in lines]
 
 
 @pytest.mark.parametrize("more", [(), ("lora.rank=4",)], ids=["full", "lora"])
@@ -104,6 +100,20 @@ def test_a_run_that_lost_its_server_goes_on_where_it_was(server, speaking_folder
     assert metrics(cut) == metrics(whole)
     with pytest.raises(InputError, match="rollout.vllm: the run was started with True, the recipe now says False"):
         Trainer(recipe(speaking_folder, cut, None), resume=True)
+
+
+def test_a_run_ahead_that_was_killed_measures_the_drift_of_the_answers_that_waited(server, speaking_folder, tmp_path):
+    ahead, whole, cut = "rollout.off_policy_steps=1", tmp_path / "whole", tmp_path / "cut"
+    Trainer(recipe(speaking_folder, whole, server.url, ahead)).train()
+
+    def kill(step, _values):
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        Trainer(recipe(speaking_folder, cut, server.url, ahead)).train(kill)
+    Trainer(recipe(speaking_folder, cut, server.url, ahead), resume=True).train()
+    assert metrics(cut) == metrics(whole)
+    assert all(line["sampler/drift"] < 1e-5 for line in metrics(whole))
 
 
 def test_candidates_by_a_server(server, speaking_folder, tmp_path):

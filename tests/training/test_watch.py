@@ -7,6 +7,7 @@ import pytest
 from elocute.prosody.schema import load_schema
 from elocute.rewards.audio_judge import AudioJudgeReward
 from elocute.rewards.combine import RewardMixer, Weighted
+from elocute.training.metrics import alike
 from elocute.training.watch import RULES, WINDOW, Watch, in_words
 from tests.rewards.answers import answer
 
@@ -79,8 +80,8 @@ def test_defect_rlaif_4_a_judge_that_hears_one_label_is_found_by_what_it_hears(h
     )
     for step in range(WINDOW):
         judged = mixer(answers, [number // 4 for number in range(16)])
-        means = {f"{kind}/{name}": total / count for kind, of in (("spread", judged.spread), ("alike", judged.alike))
-                 for name, (total, count) in of.items()}  # fmt: skip
+        means = {f"spread/{name}": total / count for name, (total, count) in judged.spread.items()}
+        means |= {f"alike/{name}": alike([counts]) for name, counts in judged.labels.items()}
         rings = watch({"step": step} | means)
     assert means["spread/judge"] > 0 and "alarm/spread/judge" not in rings
     assert rings == dict.fromkeys(["alarm/alike/judge/emotion"] + ["alarm/alike/judge/speed"] * (hears == "one"), 1)
@@ -97,12 +98,15 @@ def test_steps_without_a_value_are_not_counted():
     assert run(Watch(), "measured/asr/heard", [1.0] * 5 + [100.0] * 5) == []
 
 
-def test_a_run_that_goes_on_remembers(tmp_path):
+def test_a_run_that_goes_on_remembers(tmp_path, caplog):
+    """And does not warn of what it had warned of."""
     lines = [{"step": i, "measured/guard/pitch_range": 8.0 if i < 6 else 1.0} for i in range(30)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:8]))
     straight, resumed = Watch(), Watch()
-    for line in lines[:8]:
-        straight(line)
+    rings = [straight(line) for line in lines[:8]]
+    assert rings[-1] and len(caplog.records) == 1
+    caplog.clear()
     resumed.replay(tmp_path / "metrics.jsonl")
     Watch().replay(tmp_path / "nothing.jsonl")
     assert [straight(line) for line in lines[8:]] == [resumed(line) for line in lines[8:]]
+    assert not caplog.records

@@ -51,8 +51,12 @@ def workers_of(engine: str, workers: int | None) -> int:
 
 
 def resume_command() -> str:
-    words = [*(word for word in sys.argv[1:] if word != "--resume"), "--resume"]
+    """What goes on with what was interrupted: words to paste; of a launcher that has more to say, which is not known
+    here, that it is to be said again."""
     processes = os.environ.get("LOCAL_WORLD_SIZE")
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" or os.environ.get("WORLD_SIZE") != processes:
+        return "the same command" + ("" if "--resume" in sys.argv else " with --resume at its end")
+    words = [*(word for word in sys.argv[1:] if word != "--resume"), "--resume"]
     launcher = ["torchrun", f"--nproc_per_node={processes}", "-m", "elocute.cli"] if processes else ["elocute"]
     return shlex.join([*launcher, *words])
 

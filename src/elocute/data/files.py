@@ -10,9 +10,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from elocute.errors import InputError, RunError
 
 _WEIGHTS = (".safetensors", ".pt", ".bin")
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """RunError, naming `path`, where what is written inside cannot be (no permission, a full disk)."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
@@ -23,7 +34,7 @@ def write_atomically(path: str | Path, content: bytes) -> None:
     path = Path(path)
     # Beside the target, for os.replace is atomic only within one file system; a name of its own for every writer.
     unfinished = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             unfinished.write_bytes(content)
@@ -31,8 +42,6 @@ def write_atomically(path: str | Path, content: bytes) -> None:
         except BaseException:
             unfinished.unlink(missing_ok=True)
             raise
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def cache_folder(name: str) -> Path:
@@ -49,11 +58,9 @@ def one_at_a_time(path: Path) -> Iterator[None]:
     A file system that knows no locks lets all of them in.
     """
     lock = path.with_name(f".{path.name}.lock")
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = lock.open("w")
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written ({error.strerror or error})") from None
     with file:
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from elocute.data.files import write_atomically
-from elocute.errors import InputError, RunError
+from elocute.data.files import write_atomically, writing
+from elocute.errors import InputError
 
 
 class Journal:
@@ -79,11 +79,9 @@ class Writer:
         """Write rows, a line each. RunError when that cannot be done (a full disk)."""
         lines = [json.dumps(row) + "\n" for row in rows]
         content = memoryview("".join(lines).encode())
-        try:
+        with writing(self.path):
             while content:
                 content = content[self._file.write(content) :]
-        except OSError as error:
-            raise RunError(f"{self.path}: cannot be written ({error.strerror or error})") from None
         self.lines += len(lines)
 
 
@@ -93,12 +91,10 @@ def alone(path: Path, what: str) -> Iterator[BinaryIO]:
 
     Raises RunError when it cannot be written, InputError when another process is writing `what`.
     """
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         file = path.open("r+b", buffering=0)
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written ({error.strerror or error})") from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -55,9 +55,8 @@ class Judged:
     sums: each reward's (sum, number) of scored values. measures: the same of what a reward measured beside its value,
     by "reward/measure". spread: each deciding reward's (sum of the standard deviations within groups, number of groups
     with two scored answers or more), guards aside: 0 everywhere is a judge that cannot tell answers apart.
-    silent: each deciding reward's (unavailable, asked) answers. alike: of those that hear labels, by
-    "reward/dimension", (answers in which the commonest label was heard, all in which one was), nothing where all were
-    asked for the same: a share of 1 is a judge that does not listen, or a voice that does not change.
+    silent: each deciding reward's (unavailable, asked) answers. labels: of those that hear labels, by
+    "reward/dimension", the number of answers by (label asked for, label heard).
     """
 
     values: list[float | None]
@@ -69,7 +68,7 @@ class Judged:
     measures: dict[str, tuple[float, int]]
     spread: dict[str, tuple[float, int]]
     silent: dict[str, tuple[int, int]]
-    alike: dict[str, tuple[int, int]] = field(default_factory=dict)
+    labels: dict[str, Counter[tuple[str, str]]] = field(default_factory=dict)
 
 
 class Mix(Protocol):
@@ -135,7 +134,7 @@ class RewardMixer:
         if len(answers) != len(groups):
             raise ValueError(f"{len(answers)} answers but {len(groups)} group ids")
         judged = self.combine({name: self.judge(name, answers) for name in self.parts}, groups)
-        return replace(judged, alike=self._alike(answers, judged.outcomes))
+        return replace(judged, labels=self._labels(answers, judged.outcomes))
 
     def combine(self, outcomes: dict[str, list[Outcome]], groups: Sequence[Hashable]) -> Judged:
         """Each reward's outcomes [N] into one a answer, without judging anything again."""
@@ -193,10 +192,12 @@ class RewardMixer:
             silent={name: _silence(outcomes[name]) for name in self._deciding},
         )
 
-    def _alike(self, answers: Sequence[Answer], outcomes: dict[str, list[Outcome]]) -> dict[str, tuple[int, int]]:
+    def _labels(
+        self, answers: Sequence[Answer], outcomes: dict[str, list[Outcome]]
+    ) -> dict[str, Counter[tuple[str, str]]]:
         examples = [answer.example for answer in answers]
         return {
-            f"{name}/{dimension}": _commonest(dimension, examples, outcomes[name])
+            f"{name}/{dimension}": _heard(dimension, examples, outcomes[name])
             for name in self._deciding
             for dimension in getattr(self.parts[name].reward, "dimensions", ())
         }
@@ -305,16 +306,13 @@ def _silence(outcomes: list[Outcome]) -> tuple[int, int]:
     return sum(isinstance(o, Unavailable) for o in outcomes), sum(not isinstance(o, Invalid) for o in outcomes)
 
 
-def _commonest(dimension: str, examples: Sequence[Example], outcomes: list[Outcome]) -> tuple[int, int]:
-    """In how many answers the label was heard that is heard most, of how many; (0, 0) where all asked for one label."""
-    pairs = [
+def _heard(dimension: str, examples: Sequence[Example], outcomes: list[Outcome]) -> Counter[tuple[str, str]]:
+    """In how many answers which label was heard where which was asked for."""
+    return Counter(
         (example.columns["labels"][dimension], outcome.detail["heard"][dimension])
         for example, outcome in zip(examples, outcomes, strict=True)
         if isinstance(outcome, Scored) and dimension in outcome.detail["heard"]
-    ]
-    if len({asked for asked, _ in pairs}) < 2:
-        return 0, 0
-    return max(Counter(heard for _, heard in pairs).values()), len(pairs)
+    )
 
 
 def _sum(outcomes: list[Outcome]) -> tuple[float, int]:

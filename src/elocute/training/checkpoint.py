@@ -6,12 +6,14 @@ They hold whole tensors, however the processes that wrote them shared the networ
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from elocute.data.files import writing
 from elocute.errors import InputError
 from elocute.training.share import part_like, whole
 
@@ -34,26 +36,25 @@ def save_checkpoint(
 ) -> None:
     """Write `folder` (…/step-N) atomically: a reader sees all of it or none of it. ahead: see training/collector.py.
 
-    Where processes hold parts of the tensors, all must call it; `write`: which one writes.
+    Where processes hold parts of the tensors, all must call it; `write`: which one writes. Raises RunError when it
+    cannot be written (a full disk); what was there stays.
     """
     weights = _gathered(trainable(module), write)
     tensors, numbers = _split_optimizer(optimizer.state_dict())
     tensors = _gathered(tensors, write)
     if not write:
         return
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file(weights, partial / "model.safetensors")
-    save_file(tensors, partial / "optimizer.safetensors")
-    (partial / "state.json").write_text(json.dumps(state | {"optimizer": numbers}, indent=1) + "\n")
-    if ahead:
-        save_file(dict(ahead), partial / AHEAD)
-    for file in partial.iterdir():
-        _flush(file)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
-    _flush(folder.parent)
+    with writing(folder), _partial(folder) as partial:
+        save_file(weights, partial / "model.safetensors")
+        save_file(tensors, partial / "optimizer.safetensors")
+        (partial / "state.json").write_text(json.dumps(state | {"optimizer": numbers}, indent=1) + "\n")
+        if ahead:
+            save_file(dict(ahead), partial / AHEAD)
+        for file in partial.iterdir():
+            _flush(file)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+        _flush(folder.parent)
 
 
 def load_checkpoint(folder: Path, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict:
@@ -100,6 +101,19 @@ def prune_checkpoints(folder: Path, keep: int, best: int | None = None) -> None:
     for path in found[:-keep]:
         if path.name != f"step-{best}":
             shutil.rmtree(path)
+
+
+@contextmanager
+def _partial(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder`, for what becomes it; gone after an error: what is half there fills the disk."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def _gathered(tensors: dict[str, torch.Tensor], keep: bool) -> dict[str, torch.Tensor]:

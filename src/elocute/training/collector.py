@@ -65,7 +65,8 @@ class Collector:
     def state(self) -> dict[str, torch.Tensor]:
         """Of all ranks, the answers that were sampled ahead, for `restore`: the weights that said them are gone then.
 
-        ids, logprob, entropy: [P·G, T] on the left of padding; length [P·G]; seconds [ranks]: what sampling took.
+        ids, logprob, entropy: [P·G, T] on the left of padding; length [P·G]; seconds [ranks]: what sampling took; where
+        a server sampled, drift [ranks, 2].
         """
         if self._ahead is None:
             return {}
@@ -79,6 +80,8 @@ class Collector:
         tensors = {name: self.accelerator.pad_across_processes(of, dim=1) for name, of in padded.items()}
         tensors["length"] = torch.tensor([len(rollout.tokens) for rollout in rollouts], device=device)
         tensors["seconds"] = torch.tensor([self._ahead.seconds["rollout"]], device=device)
+        if self._ahead.drift is not None:
+            tensors["drift"] = self._ahead.drift[None].to(device)
         return {name: self.accelerator.gather(tensor).cpu() for name, tensor in tensors.items()}
 
     def restore(self, step: int, state: Mapping[str, torch.Tensor]) -> None:
@@ -98,7 +101,10 @@ class Collector:
         owners = [examples[place] for place in range(mine.start, mine.stop) for _ in range(group)]
         seconds = {"rollout": float(state["seconds"][0])}
         experience = decode(lm, owners, rollouts, mine, group, seconds)
-        self._ahead, self._judging = replace(experience, off_policy_steps=1), None
+        drift = state.get("drift")
+        if drift is not None:  # each rank's is a sum of its own, and all ranks' are added up again
+            drift = drift[self.accelerator.process_index :: self.accelerator.num_processes].sum(0)
+        self._ahead, self._judging = replace(experience, off_policy_steps=1, drift=drift), None
 
     def settle(self) -> None:
         """Wait for the rewards that are at work, so that what they hold open may be closed."""

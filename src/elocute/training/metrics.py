@@ -1,7 +1,11 @@
 """What one line of metrics.jsonl holds: flat names, plain numbers, None where there was nothing to measure."""
 
+from collections import Counter
+from collections.abc import Iterable
+
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from elocute.objectives.mixing import RawLambda
 from elocute.training.experience import Experience
@@ -71,12 +75,7 @@ def experience_metrics(experience: Experience, accelerator: Accelerator) -> dict
         means["sampler/drift"] = tuple(experience.drift.tolist())
     if judged:
         sums |= {f"outcomes/{name}": count for name, count in judged.counts.items()}
-        of_rewards = {
-            "reward": judged.sums,
-            "measured": judged.measures,
-            "spread": judged.spread,
-            "alike": judged.alike,
-        }
+        of_rewards = {"reward": judged.sums, "measured": judged.measures, "spread": judged.spread}
         for kind, found in of_rewards.items():
             means |= {f"{kind}/{name}": value for name, value in found.items()}
     for name, (total, count) in means.items():
@@ -88,6 +87,9 @@ def experience_metrics(experience: Experience, accelerator: Accelerator) -> dict
         sums[name] = _ratio(sums[name], sums.pop(f"{name}_tokens"))
     for name in means:
         sums[name] = _ratio(sums[name], sums.pop(f"{name}_count"))
+    if judged and judged.labels:
+        everyone = gather_object([judged.labels])  # labels are words: there is no tensor of them to add up
+        sums |= {f"alike/{name}": alike(labels[name] for labels in everyone) for name in judged.labels}
     scored = experience.rewards[experience.available]
     if len(scored):
         sums |= {
@@ -96,6 +98,19 @@ def experience_metrics(experience: Experience, accelerator: Accelerator) -> dict
             "reward/max": float(scored.max()),
         }
     return sums
+
+
+def alike(parts: Iterable[Counter[tuple[str, str]]]) -> float | None:
+    """Share of the answers in which the commonest label was heard, None where all were asked for the same one.
+
+    1 is a judge that does not listen, or a voice that does not change. parts: a process's answers each, by (label asked
+    for, label heard): neither the commonest label nor whether several were asked for is known of one process alone.
+    """
+    asked, heard = set(), Counter()
+    for (wanted, label), count in sum(parts, Counter()).items():
+        asked.add(wanted)
+        heard[label] += count
+    return max(heard.values()) / heard.total() if len(asked) > 1 else None
 
 
 def flat(values: dict, prefix: str = "") -> dict:

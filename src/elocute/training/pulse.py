@@ -10,15 +10,24 @@ import contextlib
 import os
 import sys
 import threading
+from collections.abc import Iterator
 from datetime import timedelta
 
 import torch.distributed as dist
+
+from elocute.errors import RunError
 
 BEAT = 5.0
 """Seconds between two signs of life."""
 PATIENCE = 24
 """Beats of one's own without any of another: it is gone. Beats, not seconds: who was stopped himself accuses nobody."""
-_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+_GONE = (
+    "Connection closed by peer",
+    "Connection was likely closed",  # as the store by which processes met has it
+    "Connection reset by peer",
+    "Broken pipe",
+    "remote process exited",
+)
 
 
 class Pulse:
@@ -72,7 +81,21 @@ def _end(reason: str) -> None:
     os._exit(1)
 
 
-def ended(error: RuntimeError) -> bool:
+@contextlib.contextmanager
+def reporting_loss() -> Iterator[None]:
+    """RunError, one line, where a collective inside finds that another process has ended: that one says why."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not _ended(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise RunError(
+            f"another process of the run has ended ({reason}); the same command with --resume goes on"
+        ) from error
+
+
+def _ended(error: RuntimeError) -> bool:
     """Whether an error is what a collective says when another process has ended."""
     collective = isinstance(error, dist.DistError) or "/gloo/" in str(error)
     return collective and any(words in str(error) for words in _GONE)

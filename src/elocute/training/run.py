@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from elocute.data.rows import read_rows
 from elocute.data.types import Example
-from elocute.errors import InputError, RunError
+from elocute.errors import InputError
 from elocute.evaluation.evaluate import evaluate, read_eval, read_eval_rows, write_eval
 from elocute.evaluation.independent import check_label_listeners
 from elocute.evaluation.read_aloud import evaluate_aloud, read_rows_to_read
@@ -20,26 +20,20 @@ from elocute.training.trainer import Trainer
 def run(recipe: Recipe, *, resume: bool = False, progress: Progress = lambda *_: None) -> bool:
     """Do the whole run in `recipe.run_dir`. Returns False when Ctrl-C stopped it early (its state is saved)."""
     held_out = read_held_out(recipe)
-    trainer = Trainer(recipe, resume=resume, progress=progress)
-    try:
-        if held_out:
-            with whole_weights(trainer.raw_policy):
-                evaluate_once(trainer, held_out, "before", progress)
-        finished = trainer.train(lambda step, values: progress("train", step, recipe.steps, values))
-        if finished:
-            trainer.save_model()
+    with pulse.reporting_loss():
+        trainer = Trainer(recipe, resume=resume, progress=progress)
+        try:
             if held_out:
-                evaluate_once(trainer, held_out, "after", progress)
-        trainer.pulse.leave()
-    except RuntimeError as error:
-        if trainer.accelerator.num_processes == 1 or not pulse.ended(error):
-            raise
-        reason = str(error).splitlines()[0]
-        raise RunError(
-            f"another process of the run has ended ({reason}); the same command with --resume goes on"
-        ) from error
-    finally:
-        trainer.close()
+                with whole_weights(trainer.raw_policy):
+                    evaluate_once(trainer, held_out, "before", progress)
+            finished = trainer.train(lambda step, values: progress("train", step, recipe.steps, values))
+            if finished:
+                trainer.save_model()
+                if held_out:
+                    evaluate_once(trainer, held_out, "after", progress)
+            trainer.pulse.leave()
+        finally:
+            trainer.close()
     return finished
 
 

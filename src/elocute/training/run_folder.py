@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from elocute.data.digest import digest_path
-from elocute.data.files import write_atomically
+from elocute.data.files import write_atomically, writing
 from elocute.errors import InputError
 from elocute.recipe import Recipe, dump_recipe
 from elocute.recipe.rewards import without_means
@@ -115,7 +115,8 @@ class RunFolder:
         write_atomically(self.metrics, "".join(line + "\n" for line in kept).encode())
 
     def append_metrics(self, values: dict) -> None:
-        with self.metrics.open("a") as file:
+        """RunError when it cannot be written: at most its beginning is there, which `cut_metrics` drops."""
+        with writing(self.metrics), self.metrics.open("a") as file:
             file.write(json.dumps(values) + "\n")
 
 

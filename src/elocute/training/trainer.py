@@ -1,6 +1,9 @@
 """The loop: sample, judge, mix or pair, update, save. Phases in order, each in a file of its own."""
 
+import contextlib
+import logging
 import math
+import os
 import shutil
 import signal
 import time
@@ -13,6 +16,7 @@ from accelerate import InitProcessGroupKwargs
 from torch.distributed.fsdp import FSDPModule
 
 from elocute.data.cache import EncodedAudio
+from elocute.data.files import writing
 from elocute.data.rows import check_rows, read_rows
 from elocute.data.types import Example
 from elocute.errors import RunError
@@ -50,6 +54,8 @@ from elocute.training.watch import Watch
 
 Progress = Callable[[int, dict], None]
 
+
+log = logging.getLogger(__name__)
 
 SETTLING_SECONDS = 1.0
 
@@ -161,10 +167,11 @@ class Trainer:
                 self.lm = whole_policy.lm
             elif best is not None:
                 load_weights(checkpoint, self.raw_policy)
-            partial = self.folder.model.with_name("model.partial")
-            self.lm.save(partial)
-            shutil.rmtree(self.folder.model, ignore_errors=True)
-            partial.rename(self.folder.model)
+            with writing(self.folder.model):
+                partial = self.folder.model.with_name("model.partial")
+                self.lm.save(partial)
+                shutil.rmtree(self.folder.model, ignore_errors=True)
+                partial.rename(self.folder.model)
         self.accelerator.wait_for_everyone()
         return self.folder.model
 
@@ -332,6 +339,9 @@ class Trainer:
         if self.interrupted:
             raise KeyboardInterrupt
         self.interrupted = True
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # once a machine
+            with contextlib.suppress(RuntimeError):  # the signal came while this process was writing to stderr
+                log.warning(_stopping())
 
     def _any_process(self, flag: bool) -> bool:
         return bool(self.accelerator.reduce(torch.tensor(int(flag), device=self.accelerator.device), "sum"))
@@ -357,6 +367,13 @@ class Trainer:
         if self.recipe.trackers:
             self.accelerator.log({k: v for k, v in values.items() if v is not None}, step=self.step)
         return values
+
+
+def _stopping() -> str:
+    """What is said at the first Ctrl-C. accelerate starts processes by torchrun's parts."""
+    variable = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+    killed = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get(variable, "30") == "30"
+    return "stopping after this step" + (f"; torchrun waits 30 s for it, then kills it ({variable})" if killed else "")
 
 
 def _make_mixing(recipe: Recipe, mixer: RewardMixer | None) -> AdaptiveMixing | FixedMixing:

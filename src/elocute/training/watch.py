@@ -47,6 +47,19 @@ class Watch:
 
     def __call__(self, metrics: Mapping[str, float | None]) -> dict[str, int]:
         """A new alarm is also a warning in the log."""
+        before = self._ringing
+        self._take(metrics)
+        for name in sorted(self._ringing - before):
+            log.warning("step %s: %s", metrics.get("step"), self._words(name))
+        return {f"alarm/{name}": 1 for name in sorted(self._ringing)}
+
+    def replay(self, metrics: Path) -> None:
+        """Takes in the steps of a run that goes on; their warnings were given then."""
+        if metrics.exists():
+            for line in metrics.read_text().splitlines():
+                self._take(json.loads(line))
+
+    def _take(self, metrics: Mapping[str, float | None]) -> None:
         for name, value in _shares(metrics).items():
             if value is not None and name.startswith(_WATCHED):
                 first, latest = self._first.setdefault(name, []), self._latest.setdefault(name, [])
@@ -54,17 +67,7 @@ class Watch:
                     first.append(value)
                 latest.append(value)
                 del latest[:-WINDOW]
-        rings = {name for name in self._first if self._rings(name)}
-        for name in sorted(rings - self._ringing):
-            log.warning("step %s: %s", metrics.get("step"), self._words(name))
-        self._ringing = rings
-        return {f"alarm/{name}": 1 for name in sorted(rings)}
-
-    def replay(self, metrics: Path) -> None:
-        """Takes in the steps of a run that goes on."""
-        if metrics.exists():
-            for line in metrics.read_text().splitlines():
-                self(json.loads(line))
+        self._ringing = {name for name in self._first if self._rings(name)}
 
     def _rings(self, name: str) -> bool:
         latest = self._latest[name]
