@@ -4,6 +4,7 @@
 # make judges       install the local judges of continuations, which recipes/starter/align_slm.yaml needs, and DNSMOS
 # make whisper      install the ear faster_whisper with Whisper tiny.en (150 MB; make test installs it, too)
 # make ray          install Ray, whose workers sample, score and label on many machines (80 MB), and run its tests
+# make deepspeed    install DeepSpeed, which divides training's work as FSDP2 does (15 MB), and run the tests of processes
 # make vllm         install vLLM for CPUs in .venv-vllm (3.4 GB) and run the tests of rollouts from its server
 # make trl          install TRL into .venv-trl, the peer of python -m benchmarks.rl_step
 # make starter      build the starter's worlds, codecs and base models anew, in place of the shipped ones (takes hours)
@@ -22,12 +23,13 @@ STARTER_READY := $(VENV)/ready-starter
 JUDGES_READY := $(VENV)/ready-judges
 WHISPER_READY := $(VENV)/ready-whisper
 RAY_READY := $(VENV)/ready-ray
+DEEPSPEED_READY := $(VENV)/ready-deepspeed
 VLLM_VENV := .venv-vllm
 VLLM_READY := $(VLLM_VENV)/ready
 TRL_VENV := .venv-trl
 TRL_READY := $(TRL_VENV)/ready
 
-.PHONY: quickstart test lint judges whisper ray vllm trl starter
+.PHONY: quickstart test lint judges whisper ray deepspeed vllm trl starter
 
 # A finished run is shown again and never written over; a run that was stopped goes on.
 quickstart: $(READY)
@@ -53,6 +55,9 @@ whisper: $(WHISPER_READY)
 
 ray: $(RAY_READY)
 	$(VENV)/bin/python -m pytest tests/pipelines/test_ray.py
+
+deepspeed: $(DEEPSPEED_READY)
+	$(VENV)/bin/python -m pytest tests/training/test_processes.py
 
 vllm: $(READY) $(VLLM_READY)
 	$(VENV)/bin/python -m pytest tests/rollout/test_vllm_server.py
@@ -98,6 +103,11 @@ $(WHISPER_READY): requirements-whisper.lock $(READY)
 
 $(RAY_READY): requirements-ray.lock $(READY)
 	$(PIP) install --requirement requirements-ray.lock
+	@touch $@
+
+# It is built here, and asks for torch while that is done.
+$(DEEPSPEED_READY): requirements-deepspeed.lock $(READY)
+	$(PIP) install --no-build-isolation --requirement requirements-deepspeed.lock
 	@touch $@
 
 # An environment of its own: vLLM wants another transformers. It asks for torchvision and torchaudio, too, and needs neither.

@@ -70,6 +70,7 @@ def needed(wanted: list[str]) -> set[str]:
         ("requirements-judges.lock", ["dev", "local-judges", "dnsmos"]),
         ("requirements-whisper.lock", ["dev", "faster-whisper"]),
         ("requirements-ray.lock", ["dev", "ray"]),
+        ("requirements-deepspeed.lock", ["dev", "deepspeed"]),
     ],
 )
 def test_defect_14_everything_needed_is_pinned_within_its_range(lock, extras):

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -31,6 +32,9 @@ LAUNCHERS = {
     "fsdp2": [*ACCELERATE, "--config_file", "launch/fsdp2.yaml"],
     "layers": [*ACCELERATE, "--config_file", "launch/fsdp2_layers.yaml", "--num_processes", "4"],
 }
+DEEPSPEED = {"zero2": [*ACCELERATE, "--config_file", "launch/zero2.yaml"]} if find_spec("deepspeed") else {}
+LAUNCHERS |= DEEPSPEED
+on_deepspeed = pytest.mark.skipif(not DEEPSPEED, reason="DeepSpeed is not installed: make deepspeed")
 """By the number of processes, or how two or four of them divide the network."""
 REWARD = """
 import os
@@ -139,7 +143,7 @@ def test_two_and_four_processes_are_one(folder):
     listens = "{kind: prosody, dimensions: [speed], credit: match, reference: written, weight: 0.1}"
     several += [f"data.train={write_rows(folder / 'labelled.jsonl', rows)}", f"rewards=[{fours}, {listens}]"]
     done = [train(folder, f"several-{n}", *several, processes=n) for n in LAUNCHERS]
-    for n in (2, 4, "fsdp2", "layers"):
+    for n in (2, 4, "fsdp2", "layers", *DEEPSPEED):
         assert_one(folder, "several-1", f"several-{n}")
     assert all(line["alike/prosody/speed"] for line in metrics(folder / "several-4"))
     # evaluation, samples and the report are made once, by one of them
@@ -156,10 +160,23 @@ def test_two_and_four_processes_are_one(folder):
 def test_two_processes_are_one_with_lora(folder):
     lora = ["lora.rank=4", "objective.policy_gradient.normaliser=token", "gradient_checkpointing=true"]
     lora += ["data.eval=null", "report=false"]
-    for n in (1, 2, "fsdp2"):
+    for n in (1, 2, "fsdp2", *DEEPSPEED):
         train(folder, f"lora-{n}", *lora, processes=n)
-    assert_one(folder, "lora-1", "lora-2")
-    assert_one(folder, "lora-1", "lora-fsdp2")
+    for n in (2, "fsdp2", *DEEPSPEED):
+        assert_one(folder, "lora-1", f"lora-{n}")
+
+
+@on_deepspeed
+def test_deepspeed_goes_on_where_one_process_stopped_and_one_where_deepspeed_did(folder):
+    given = ["checkpoint.every=1", "optim.lr=0.002", "data.eval=null", "report=false"]
+    train(folder, "zero-1", *given, processes=1)
+    for first, then in ((1, "zero2"), ("zero2", 1)):
+        run = f"zero-{first}-{then}"
+        train(folder, run, *given, processes=first)
+        for made in ("checkpoints/step-3", "model"):
+            shutil.rmtree(folder / run / made)
+        train(folder, run, *given, "--resume", processes=then)
+        assert_one(folder, "zero-1", run)
 
 
 def test_two_processes_that_ask_one_server_are_one(folder):
@@ -191,9 +208,9 @@ PREFER = ["optim.lr=0.001", "data.eval=null", "report=false"]
 def test_two_processes_prefer_as_one_though_one_of_them_finds_no_pair(folder):
     reward = f"rewards=[{{kind: function, function: '{folder / 'reward.py'}:first_half', low: 0, high: 1}}]"
     given = [*PREFER, reward, "objective.min_gap=0.01", "rollout.max_new_tokens=60"]
-    for n in (1, 2, "layers"):
+    for n in (1, 2, "layers", *DEEPSPEED):
         train(folder, f"best-{n}", *given, processes=n, recipe="dpo")
-    for n in (2, "layers"):
+    for n in (2, "layers", *DEEPSPEED):
         assert_same(folder, "best-1", f"best-{n}", lines=3)
     kept = [line["pairs/kept"] for line in metrics(folder / "best-2")]
     assert max(kept) > 0 and all(line["pairs/small_gap"] >= 2 for line in metrics(folder / "best-2"))
@@ -212,7 +229,7 @@ def test_processes_share_the_cached_reference_and_the_held_out_pairs_even_those_
         train(folder, f"offline-{n}", *given, cache, processes=n, recipe="dpo")
     names = {path.name for path in (folder / "reference-1").iterdir()}
     assert len(names) == 2
-    for n in (2, 4, "fsdp2", "layers"):
+    for n in (2, 4, "fsdp2", "layers", *DEEPSPEED):
         assert_same(folder, "offline-1", f"offline-{n}", lines=4)  # one before training
         assert {path.name for path in (folder / f"reference-{n}").iterdir()} == names
         for name in names:
@@ -231,9 +248,10 @@ def test_two_processes_are_one_though_one_of_them_has_nothing_spoken(folder):
     given += ["rollout.importance_cap=0.5"]  # no rounding: a bias of keys has a gradient of 0, which Adam would enlarge
     given += ["objective={mixing: {kind: fixed, value: 1}, policy_gradient: {scope: all}, kl: {text: 0, speech: 0}}"]
     given += [f"rewards=[{{kind: function, function: '{folder / 'reward.py'}:proper', low: 0, high: 1}}]"]
-    for n in (1, 2):
+    for n in (1, 2, *DEEPSPEED):
         train(folder, f"aloud-{n}", *given, processes=n)
-    assert_one(folder, "aloud-1", "aloud-2", steps=2, model=model)
+    for n in (2, *DEEPSPEED):
+        assert_one(folder, "aloud-1", f"aloud-{n}", steps=2, model=model)
 
 
 def silent(folder: Path, name: str) -> list[str]:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from elocute.errors import InputError
 from elocute.recipe import load_recipe
+from elocute.training import share as share_module
 from elocute.training.policy import load_policy
 from elocute.training.share import check_launch, sharing
 
@@ -172,7 +173,29 @@ def test_what_is_not_supported_of_fsdp_is_one_clear_line(name, value, reshard, w
         check_launch()
 
 
-def test_deepspeed_is_one_clear_line(monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "said", "message"),
+    [
+        (
+            "DEEPSPEED_ZERO_STAGE",
+            "3",
+            "zero_stage: expected 2, as in launch/zero2.yaml, got 3: launch/fsdp2_layers.yaml",
+        ),
+        ("DEEPSPEED_OFFLOAD_PARAM_DEVICE", "cpu", "offload_param_device: expected none"),
+        ("GRADIENT_CLIPPING", "1.0", "gradient_clipping: expected none, .*, got 1.0: optim.clip_norm"),
+        ("DEEPSPEED_CONFIG_FILE", "ds.json", "deepspeed_config_file: expected none"),
+    ],
+)
+def test_what_deepspeed_is_not_asked_for_is_one_clear_line(monkeypatch, name, said, message):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(InputError, match="^distributed_type: DeepSpeed is not supported; launch/fsdp2.yaml divides"):
+    monkeypatch.setattr(share_module, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"needs DeepSpeed: pip install 'elocute\[deepspeed\]'$"):
+        check_launch()
+    monkeypatch.setattr(share_module, "find_spec", lambda name: name)
+    check_launch()
+    assert sharing() == "zero"
+    with pytest.raises(InputError, match="^rollout.vllm: expected none with DeepSpeed$"):
+        check_launch(served=True)
+    monkeypatch.setenv(f"ACCELERATE_{name}", said)
+    with pytest.raises(InputError, match=f"^{message}"):
         check_launch()

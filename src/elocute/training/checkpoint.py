@@ -61,7 +61,7 @@ def load_checkpoint(folder: Path, module: torch.nn.Module, optimizer: torch.opti
     """Put weights and optimiser back; returns the state that was saved with them."""
     state = json.loads((folder / "state.json").read_text())
     load_weights(folder, module)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = list(trainable(module).values())
     tensors = load_file(folder / "optimizer.safetensors")
     optimizer.load_state_dict(_join_optimizer(tensors, state.pop("optimizer"), parameters))
     return state

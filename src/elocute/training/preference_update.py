@@ -20,7 +20,7 @@ from elocute.recipe.schema import Dpo, Recipe
 from elocute.training.pairs import Pair
 from elocute.training.passes import Limits, Piece, cut
 from elocute.training.policy import Policy
-from elocute.training.share import most, synchronise
+from elocute.training.share import backward, most, synchronise
 from elocute.training.update import Totals
 
 Score = Callable[[Batch], torch.Tensor]
@@ -128,7 +128,7 @@ class PreferenceUpdate:
             with synchronise(self.accelerator, self.policy, index + 1 == len(jobs)):
                 loss = self._loss(some, counted, sft_tokens, totals) if some else self._nothing(*spare)
                 # DDP averages gradients over ranks; the loss already divides by the global counts.
-                self.accelerator.backward(loss * self.accelerator.num_processes)
+                backward(self.accelerator, self.policy, loss)
         return totals
 
     def _nothing(self, prompt, answer: Tokens) -> torch.Tensor:

@@ -1,4 +1,5 @@
-"""How processes share one network: each has all of it (DDP), or they divide it or the optimiser's work on it (FSDP2).
+"""How processes share one network: each has all of it (DDP), or they divide it or the optimiser's work on it (FSDP2,
+DeepSpeed).
 
 Of FSDP2 there are two ways, which `fsdp_reshard_after_forward` of the launch tells apart:
 
@@ -10,11 +11,16 @@ Of FSDP2 there are two ways, which `fsdp_reshard_after_forward` of the launch te
             same layers in the same order: an update has equally many passes everywhere (`most`), each goes once through
             each layer and back. Whoever runs the network without a gradient as often as it likes, above all to sample,
             has whole weights for that time (`whole_weights`).
+
+Of DeepSpeed there is ZeRO-2 (zero.py): whole weights, and a part of the moments and of the weights they change. There,
+too, an update has equally many passes everywhere: gradients are exchanged in each backward.
 """
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import torch
 from accelerate import Accelerator
@@ -25,6 +31,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from elocute.errors import InputError
 from elocute.recipe.schema import Recipe
+from elocute.training.zero import ZeroOptimizer
 
 _FSDP = {
     "FSDP_VERSION": ("2",),
@@ -34,21 +41,34 @@ _FSDP = {
     "FSDP_TRANSFORMER_CLS_TO_WRAP": ("",),
 }
 """What `accelerate launch` hands on of a config's fsdp_…, and what is supported of it."""
+_ZERO = {
+    "DEEPSPEED_ZERO_STAGE": ("2", "launch/fsdp2_layers.yaml divides what ZeRO-3 does"),
+    "DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": ("none", "moments stay on the device"),
+    "DEEPSPEED_OFFLOAD_PARAM_DEVICE": ("none", "weights stay on the device"),
+    "GRADIENT_CLIPPING": ("none", "optim.clip_norm of the recipe says it"),
+    "DEEPSPEED_CONFIG_FILE": ("", "the recipe says what it would"),
+}
+"""The same of a config's deepspeed_config: what is supported, and why nothing else."""
 _WRAP = {"false": "NO_WRAP", "true": "TRANSFORMER_BASED_WRAP"}
 """FSDP_AUTO_WRAP_POLICY that goes with FSDP_RESHARD_AFTER_FORWARD."""
 
 
 def check_launch(*, served: bool = False) -> None:
     """InputError where the launcher asks for a way of sharing that is not this one. served: vLLM samples."""
-    if _asked("ACCELERATE_USE_DEEPSPEED"):
-        raise InputError(
-            "distributed_type: DeepSpeed is not supported; launch/fsdp2.yaml divides what its ZeRO-2 divides, "
-            "launch/fsdp2_layers.yaml what its ZeRO-3 does"
-        )
-    if not _asked("ACCELERATE_USE_FSDP"):
+    zero = _asked("ACCELERATE_USE_DEEPSPEED")
+    if not zero and not _asked("ACCELERATE_USE_FSDP"):
         return
     if served:  # it is given the network's weights as a file, and what is divided writes parts
-        raise InputError("rollout.vllm: expected none with FSDP2")
+        raise InputError(f"rollout.vllm: expected none with {'DeepSpeed' if zero else 'FSDP2'}")
+    if zero:
+        for name, (value, why) in _ZERO.items():
+            said = os.environ.get(f"ACCELERATE_{name}", value).lower()
+            if said != value:
+                key = name.lower().removeprefix("deepspeed_") if value else name.lower()
+                raise InputError(f"{key}: expected {value or 'none'}, as in launch/zero2.yaml, got {said}: {why}")
+        if find_spec("deepspeed") is None:
+            raise InputError("distributed_type: DEEPSPEED needs DeepSpeed: pip install 'elocute[deepspeed]'")
+        return
     known = _FSDP | {"FSDP_AUTO_WRAP_POLICY": (_WRAP.get(os.environ.get("FSDP_RESHARD_AFTER_FORWARD")), "")}
     for name, values in known.items():
         said = os.environ.get(name, "")
@@ -58,7 +78,9 @@ def check_launch(*, served: bool = False) -> None:
 
 
 def sharing() -> str:
-    """The way this launch asks for: copies, unit (FSDP2 as one), layers (FSDP2 layer by layer)."""
+    """The way this launch asks for: copies, unit (FSDP2 as one), layers (FSDP2 layer by layer), zero (DeepSpeed)."""
+    if _asked("ACCELERATE_USE_DEEPSPEED"):
+        return "zero"
     if not _asked("ACCELERATE_USE_FSDP"):
         return "copies"
     return "layers" if _asked("FSDP_RESHARD_AFTER_FORWARD") else "unit"
@@ -74,7 +96,7 @@ def shares_prompts(recipe: Recipe, way: str) -> bool:
 
 def make_accelerator(**options) -> Accelerator:
     """accelerate, which is told of processes and devices alone: what is here does the sharing, on CPUs too."""
-    with patch_environment(ACCELERATE_USE_FSDP="false"):
+    with patch_environment(ACCELERATE_USE_FSDP="false", ACCELERATE_USE_DEEPSPEED="false"):
         return Accelerator(**options)
 
 
@@ -85,7 +107,7 @@ def share(policy: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Module:
     """
     way = sharing() if torch.distributed.is_initialized() else "copies"
     frozen = {parameter for parameter in policy.parameters() if not parameter.requires_grad}
-    if way != "layers" and len(frozen) == len(list(policy.parameters())):
+    if way == "zero" or way != "layers" and len(frozen) == len(list(policy.parameters())):
         return policy
     if way == "copies":
         return accelerator.prepare(policy)
@@ -150,9 +172,29 @@ def synchronise(accelerator: Accelerator, policy: torch.nn.Module, last: bool) -
     if isinstance(policy, FSDPModule):
         policy.set_requires_gradient_sync(last or bool(_layers(policy)))
         yield
+    elif hasattr(policy, "set_gradient_accumulation_boundary"):  # DeepSpeed's
+        policy.set_gradient_accumulation_boundary(last)
+        yield
     else:
         with contextlib.nullcontext() if last else accelerator.no_sync(policy):
             yield
+
+
+def backward(accelerator: Accelerator, policy: torch.nn.Module, loss: torch.Tensor) -> None:
+    """Of this process's part of a loss that is the sum of all processes': their gradients are averaged."""
+    (getattr(policy, "backward", None) or accelerator.backward)(loss * accelerator.num_processes)
+
+
+def descend(policy: torch.nn.Module, optimizer: torch.optim.Optimizer | ZeroOptimizer, clip_norm: float) -> float:
+    """Step along the clipped gradient; its norm before. DeepSpeed's alone has gone along one that is not finite."""
+    if isinstance(optimizer, ZeroOptimizer):
+        return optimizer.step()
+    with in_parts(policy):
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(policy.parameters(), clip_norm)))
+        if math.isfinite(norm):
+            optimizer.step()
+            optimizer.zero_grad()
+    return norm
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

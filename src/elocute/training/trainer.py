@@ -48,9 +48,10 @@ from elocute.training.pulse import Pulse
 from elocute.training.run_folder import RunFolder
 from elocute.training.samples import write_step_samples
 from elocute.training.schedule import learning_rate
-from elocute.training.share import check_launch, in_parts, make_accelerator, share, whole
+from elocute.training.share import check_launch, descend, in_parts, make_accelerator, share, sharing
 from elocute.training.update import Rows, Update
 from elocute.training.watch import Watch
+from elocute.training.zero import ZeroOptimizer
 
 Progress = Callable[[int, dict], None]
 
@@ -115,6 +116,9 @@ class Trainer:
             self.optimizer = torch.optim.AdamW(
                 parameters, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay
             )
+        if sharing() == "zero":
+            self.optimizer = ZeroOptimizer(policy, self.optimizer, optim.clip_norm)
+            self.policy = self.optimizer.engine
         if self.preference is not None:
             self.preference.share(self.policy)
         else:
@@ -259,13 +263,9 @@ class Trainer:
         """Step along the gradient in the parameters; returns its norm before clipping."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe, self.step)
-        with in_parts(self.policy):
-            norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.recipe.optim.clip_norm)
-            norm = float(whole(norm))
-            if not math.isfinite(norm):
-                raise RunError(f"step {self.step + 1}: the gradient is {norm}; the last checkpoint is whole")
-            self.optimizer.step()
-            self.optimizer.zero_grad()
+        norm = descend(self.policy, self.optimizer, self.recipe.optim.clip_norm)
+        if not math.isfinite(norm):
+            raise RunError(f"step {self.step + 1}: the gradient is {norm}; the last checkpoint is whole")
         return norm
 
     def target_rows(self, examples: list[Example]) -> Rows:

@@ -17,7 +17,7 @@ from elocute.objectives.tokens import modality_weights, scope_mask, token_coeffi
 from elocute.recipe.schema import Recipe
 from elocute.training.passes import Limits, Piece, cut
 from elocute.training.policy import Reference, kl_per_token
-from elocute.training.share import most, settle, synchronise, whole_weights
+from elocute.training.share import backward, most, settle, synchronise, whole_weights
 
 
 @dataclass
@@ -86,8 +86,7 @@ class Update:
             last = index + 1 == len(jobs)
             with synchronise(self.accelerator, self.policy, last):
                 loss = loss_of(rows, coefficients, piece, totals)
-                # DDP averages gradients over ranks; the coefficients already divide by the global counts.
-                self.accelerator.backward(loss * self.accelerator.num_processes)
+                backward(self.accelerator, self.policy, loss)  # the coefficients divide by the global counts
         if self.reference is not None:
             settle(self.reference.policy)
         return totals
