@@ -17,6 +17,7 @@ from tests.training.run_metrics import metrics
 
 RECIPE = "recipes/starter/wavalign.yaml"
 HELD_OUT = "starter/data/heldout.jsonl"
+DIVIDED = [("ACCELERATE_USE_FSDP", "true"), ("ACCELERATE_USE_DEEPSPEED", "true")]
 SMALL = ["rollout.group_size=2", "rollout.prompts_per_step=2", "rollout.max_new_tokens=10", "evaluation.rows=4"]
 
 
@@ -106,7 +107,7 @@ def test_a_dry_run_names_every_row_that_lacks_an_answer(tiny_folder, tmp_path):
 
 
 def test_how_to_go_on_can_be_pasted(monkeypatch):
-    for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE", "ACCELERATE_USE_FSDP"):
+    for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE", *dict(DIVIDED)):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(sys, "argv", ["elocute", "train", "my recipe.yaml", "--resume", "steps=5"])
     assert resume_command() == "elocute train 'my recipe.yaml' steps=5 --resume"
@@ -116,12 +117,13 @@ def test_how_to_go_on_can_be_pasted(monkeypatch):
     assert resume_command() == launched
 
 
-@pytest.mark.parametrize(("name", "value"), [("WORLD_SIZE", "4"), ("ACCELERATE_USE_FSDP", "true")])
+@pytest.mark.parametrize(("name", "value"), [("WORLD_SIZE", "4"), *DIVIDED])
 def test_how_to_go_on_leaves_its_words_to_a_launcher_that_was_told_more(monkeypatch, name, value):
     """Several machines, or a network that is divided: torchrun with a number of processes would be another launch."""
     for known in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"):
         monkeypatch.setenv(known, "2")
-    monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
+    for known, _ in DIVIDED:
+        monkeypatch.delenv(known, raising=False)
     monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "argv", ["elocute", "train", "recipe.yaml"])
     assert resume_command() == "the same command with --resume at its end"

@@ -54,7 +54,8 @@ def resume_command() -> str:
     """What goes on with what was interrupted: words to paste; of a launcher that has more to say, which is not known
     here, that it is to be said again."""
     processes = os.environ.get("LOCAL_WORLD_SIZE")
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" or os.environ.get("WORLD_SIZE") != processes:
+    divided = any(os.environ.get(f"ACCELERATE_USE_{way}", "").lower() == "true" for way in ("FSDP", "DEEPSPEED"))
+    if divided or os.environ.get("WORLD_SIZE") != processes:
         return "the same command" + ("" if "--resume" in sys.argv else " with --resume at its end")
     words = [*(word for word in sys.argv[1:] if word != "--resume"), "--resume"]
     launcher = ["torchrun", f"--nproc_per_node={processes}", "-m", "elocute.cli"] if processes else ["elocute"]

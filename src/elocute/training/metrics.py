@@ -1,14 +1,17 @@
 """What one line of metrics.jsonl holds: flat names, plain numbers, None where there was nothing to measure."""
 
+import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 
 from elocute.objectives.mixing import RawLambda
 from elocute.training.experience import Experience
+
+Labels = Mapping[str, Counter[tuple[str, str]]]
+"""By "reward/dimension", the number of answers by (label asked for, label heard)."""
 
 
 def loss_metrics(totals: dict[str, float]) -> dict:
@@ -88,7 +91,7 @@ def experience_metrics(experience: Experience, accelerator: Accelerator) -> dict
     for name in means:
         sums[name] = _ratio(sums[name], sums.pop(f"{name}_count"))
     if judged and judged.labels:
-        everyone = gather_object([judged.labels])  # labels are words: there is no tensor of them to add up
+        everyone = _gathered_labels(judged.labels, accelerator)
         sums |= {f"alike/{name}": alike(labels[name] for labels in everyone) for name in judged.labels}
     scored = experience.rewards[experience.available]
     if len(scored):
@@ -98,6 +101,17 @@ def experience_metrics(experience: Experience, accelerator: Accelerator) -> dict
             "reward/max": float(scored.max()),
         }
     return sums
+
+
+def _gathered_labels(labels: Labels, accelerator: Accelerator) -> list[Labels]:
+    """Those of each process, by way of bytes of JSON: accelerate would pickle them."""
+    said = json.dumps({name: [[*pair, count] for pair, count in of.items()] for name, of in labels.items()}).encode()
+    row = torch.tensor([list(said)], dtype=torch.uint8, device=accelerator.device)
+    rows = accelerator.gather(accelerator.pad_across_processes(row, dim=1, pad_index=ord(" ")))
+    return [
+        {name: Counter({(asked, heard): n for asked, heard, n in of}) for name, of in json.loads(bytes(one)).items()}
+        for one in rows.tolist()
+    ]
 
 
 def alike(parts: Iterable[Counter[tuple[str, str]]]) -> float | None:

@@ -172,7 +172,7 @@ def synchronise(accelerator: Accelerator, policy: torch.nn.Module, last: bool) -
     if isinstance(policy, FSDPModule):
         policy.set_requires_gradient_sync(last or bool(_layers(policy)))
         yield
-    elif hasattr(policy, "set_gradient_accumulation_boundary"):  # DeepSpeed's
+    elif _is_engine(policy):
         policy.set_gradient_accumulation_boundary(last)
         yield
     else:
@@ -182,7 +182,7 @@ def synchronise(accelerator: Accelerator, policy: torch.nn.Module, last: bool) -
 
 def backward(accelerator: Accelerator, policy: torch.nn.Module, loss: torch.Tensor) -> None:
     """Of this process's part of a loss that is the sum of all processes': their gradients are averaged."""
-    (getattr(policy, "backward", None) or accelerator.backward)(loss * accelerator.num_processes)
+    (policy if _is_engine(policy) else accelerator).backward(loss * accelerator.num_processes)
 
 
 def descend(policy: torch.nn.Module, optimizer: torch.optim.Optimizer | ZeroOptimizer, clip_norm: float) -> float:
@@ -212,6 +212,11 @@ def part_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 def _layers(policy: torch.nn.Module) -> list[FSDPModule]:
     """Those that are units of their own."""
     return [module for module in policy.modules() if isinstance(module, FSDPModule) and module is not policy]
+
+
+def _is_engine(policy: torch.nn.Module) -> bool:
+    """Whether it is DeepSpeed's, which need not be installed."""
+    return hasattr(policy, "set_gradient_accumulation_boundary")
 
 
 def _asked(name: str) -> bool:
