@@ -79,6 +79,14 @@ def test_dry_run_resolves_and_starts_nothing(tiny_folder, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_dry_run_asks_what_the_launcher_asks_for(tiny_folder, tmp_path):
+    words = ["train", RECIPE, f"model={tiny_folder}", f"run_dir={tmp_path / 'run'}", "--dry-run"]
+    asked = {"ACCELERATE_USE_FSDP": "true", "FSDP_RESHARD_AFTER_FORWARD": "false", "FSDP_VERSION": "1"}
+    done = elocute(*words, env=os.environ | asked)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == ["fsdp_version: expected 2, as in launch/fsdp2…yaml, got '1'"]
+
+
 def test_a_dry_run_names_every_row_that_a_reward_cannot_judge(tiny_folder, tmp_path):
     rows = tmp_path / "rows.jsonl"
     ask = '"messages": [{"role": "user", "content": "four?"}]'

@@ -18,7 +18,7 @@ from elocute.training.share import check_launch, sharing
 PARTS = """
 import torch
 from accelerate import Accelerator
-from elocute.training.share import in_parts, part_like, share, synchronise, whole
+from elocute.training.share import disband, in_parts, part_like, share, synchronise, whole
 
 accelerator = Accelerator(cpu=True)
 torch.manual_seed(0)
@@ -39,6 +39,8 @@ with in_parts(policy):
     assert torch.equal(part_like(whole(moment), policy.weight).to_local(), moment.to_local())
 assert type(policy.weight) is torch.nn.Parameter and policy.weight.shape == (5, 3)
 assert torch.allclose(before["weight"] * 0.999 - 0.1, policy.weight, atol=1e-6)
+accelerator.wait_for_everyone()
+disband()
 """
 
 
@@ -52,7 +54,7 @@ from safetensors.torch import save_file
 from elocute.models.layout import Tokens
 from elocute.recipe import load_recipe
 from elocute.training.policy import Reference, load_policy
-from elocute.training.share import in_parts, share, whole, whole_weights
+from elocute.training.share import disband, in_parts, share, whole, whole_weights
 from elocute.training.update import Rows, Update
 
 recipe = load_recipe("recipes/starter/wavalign.yaml", [f"model={sys.argv[1]}", "run_dir=unused", *sys.argv[3:]])
@@ -98,7 +100,7 @@ with whole_weights(policy):
 if accelerator.is_main_process:
     save_file(found, sys.argv[2])
 accelerator.wait_for_everyone()
-accelerator.end_training()
+disband()
 """
 
 

@@ -53,11 +53,13 @@ def _dry_run(recipe, resume: bool, as_json: bool) -> None:
     from elocute.recipe import dump_recipe
     from elocute.recipe.schema import Dpo
     from elocute.training.fitting import check_memory
+    from elocute.training.held_out import read_held_out
     from elocute.training.machine import Machine
     from elocute.training.pairs import check_answers
-    from elocute.training.run import read_held_out
     from elocute.training.run_folder import RunFolder
+    from elocute.training.share import check_launch
 
+    check_launch(served=recipe.rollout.vllm is not None)
     RunFolder(recipe.run_dir).check(recipe, resume=resume)
     examples = read_rows(recipe.data.train, recipe.data.prompt_seconds)
     held_out = read_rows(recipe.data.dev, recipe.data.prompt_seconds) if recipe.data.dev else []

@@ -1,54 +1,36 @@
 """A whole run: evaluate, train, save the model, evaluate again. Continues wherever it was stopped."""
 
+import contextlib
 from collections.abc import Sequence
 
-from elocute.data.rows import read_rows
 from elocute.data.types import Example
-from elocute.errors import InputError
-from elocute.evaluation.evaluate import evaluate, read_eval, read_eval_rows, write_eval
-from elocute.evaluation.independent import check_label_listeners
-from elocute.evaluation.read_aloud import evaluate_aloud, read_rows_to_read
+from elocute.evaluation.evaluate import evaluate, read_eval, write_eval
+from elocute.evaluation.read_aloud import evaluate_aloud
 from elocute.models import reads_aloud
 from elocute.progress import Progress
 from elocute.recipe import Recipe
 from elocute.rollout import Sampling
 from elocute.training import pulse
-from elocute.training.share import whole_weights
+from elocute.training.share import disband, whole_weights
 from elocute.training.trainer import Trainer
 
 
 def run(recipe: Recipe, *, resume: bool = False, progress: Progress = lambda *_: None) -> bool:
     """Do the whole run in `recipe.run_dir`. Returns False when Ctrl-C stopped it early (its state is saved)."""
-    held_out = read_held_out(recipe)
-    with pulse.reporting_loss():
+    with pulse.reporting_loss(), contextlib.ExitStack() as ending:
+        ending.callback(disband)
         trainer = Trainer(recipe, resume=resume, progress=progress)
-        try:
-            if held_out:
-                with whole_weights(trainer.raw_policy):
-                    evaluate_once(trainer, held_out, "before", progress)
-            finished = trainer.train(lambda step, values: progress("train", step, recipe.steps, values))
-            if finished:
-                trainer.save_model()
-                if held_out:
-                    evaluate_once(trainer, held_out, "after", progress)
-            trainer.pulse.leave()
-        finally:
-            trainer.close()
+        ending.callback(trainer.close)
+        if trainer.held_out:
+            with whole_weights(trainer.raw_policy):
+                evaluate_once(trainer, trainer.held_out, "before", progress)
+        finished = trainer.train(lambda step, values: progress("train", step, recipe.steps, values))
+        if finished:
+            trainer.save_model()
+            if trainer.held_out:
+                evaluate_once(trainer, trainer.held_out, "after", progress)
+        trainer.pulse.leave()
     return finished
-
-
-def read_held_out(recipe: Recipe) -> list[Example]:
-    """The rows of data.eval, checked: what the recipe's kind of model is evaluated on; none without data.eval."""
-    data, how = recipe.data.eval, recipe.evaluation
-    reads = reads_aloud(recipe.model, read_rows(data) if data else ())
-    if how.labels and not (data and reads):
-        raise InputError("evaluation.labels: expected only for a model that reads data.eval aloud")
-    if data is None:
-        return []
-    if not reads:
-        return read_eval_rows(data, how.rows, how.ear, recipe.data.prompt_seconds)
-    check_label_listeners(recipe)
-    return read_rows_to_read(data, how.rows, recipe.model, how.ear, how.labels, "evaluation.labels")
 
 
 def evaluate_once(trainer: Trainer, examples: Sequence[Example], moment: str, progress: Progress) -> None:

@@ -19,6 +19,7 @@ too, an update has equally many passes everywhere: gradients are exchanged in ea
 import contextlib
 import math
 import os
+import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 
@@ -51,6 +52,7 @@ _ZERO = {
 """The same of a config's deepspeed_config: what is supported, and why nothing else."""
 _WRAP = {"false": "NO_WRAP", "true": "TRANSFORMER_BASED_WRAP"}
 """FSDP_AUTO_WRAP_POLICY that goes with FSDP_RESHARD_AFTER_FORWARD."""
+_SETTLING_SECONDS = 1.0
 
 
 def check_launch(*, served: bool = False) -> None:
@@ -98,6 +100,15 @@ def make_accelerator(**options) -> Accelerator:
     """accelerate, which is told of processes and devices alone: what is here does the sharing, on CPUs too."""
     with patch_environment(ACCELERATE_USE_FSDP="false", ACCELERATE_USE_DEEPSPEED="false"):
         return Accelerator(**options)
+
+
+def disband() -> None:
+    """End the group of processes, if there is one: with gloo, torch aborts a process that ends while it is in it."""
+    if torch.distributed.is_initialized():
+        # gloo's threads may still want the interpreter's lock, to let go of the last tensors; whoever destroys the
+        # group holds that lock while it waits for them, for ever.
+        time.sleep(_SETTLING_SECONDS)
+        torch.distributed.destroy_process_group()
 
 
 def share(policy: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Module:

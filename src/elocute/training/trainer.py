@@ -41,6 +41,7 @@ from elocute.training.collector import Collector
 from elocute.training.credit import blame, check_credit, credit_weights, unit_credit, unit_credits, word_credit
 from elocute.training.experience import Experience, my_prompts, step_examples
 from elocute.training.fitting import check_memory
+from elocute.training.held_out import read_held_out
 from elocute.training.metrics import experience_metrics, flat, lambda_metrics, loss_metrics
 from elocute.training.policy import Reference, load_policy
 from elocute.training.preference import Preference
@@ -48,7 +49,7 @@ from elocute.training.pulse import Pulse
 from elocute.training.run_folder import RunFolder
 from elocute.training.samples import write_step_samples
 from elocute.training.schedule import learning_rate
-from elocute.training.share import check_launch, descend, in_parts, make_accelerator, share, sharing
+from elocute.training.share import check_launch, descend, disband, in_parts, make_accelerator, share, sharing
 from elocute.training.update import Rows, Update
 from elocute.training.watch import Watch
 from elocute.training.zero import ZeroOptimizer
@@ -57,8 +58,6 @@ Progress = Callable[[int, dict], None]
 
 
 log = logging.getLogger(__name__)
-
-SETTLING_SECONDS = 1.0
 
 
 class Trainer:
@@ -79,8 +78,9 @@ class Trainer:
         )
         self.pulse = Pulse(self.accelerator.process_index, self.accelerator.num_processes)
         self.folder.check(recipe, resume=resume)
+        self.held_out = read_held_out(recipe)
         self.examples = read_rows(recipe.data.train, recipe.data.prompt_seconds)
-        held_out = read_rows(recipe.data.dev, recipe.data.prompt_seconds) if recipe.data.dev else []
+        dev = read_rows(recipe.data.dev, recipe.data.prompt_seconds) if recipe.data.dev else []
         my_prompts(self.accelerator, recipe.rollout.prompts_per_step)
         self.mixer: RewardMixer | None = None
         if recipe.objective.judges:
@@ -99,7 +99,7 @@ class Trainer:
         self.lengths: dict[str, int] = {}  # of prompts that are sampled from, by the row's place
         self.preference: Preference | None = None
         if isinstance(recipe.objective, Dpo):
-            self.preference = Preference(recipe, self.examples, held_out, policy, self.audio, self.accelerator)
+            self.preference = Preference(recipe, self.examples, dev, policy, self.audio, self.accelerator)
         else:
             check_rows(self.examples, self._encode)
             check_room(self.lm, self.lengths, recipe.rollout.max_new_tokens)
@@ -180,10 +180,7 @@ class Trainer:
         return self.folder.model
 
     def close(self) -> None:
-        if self.accelerator.num_processes > 1:
-            # gloo's threads may still want the interpreter's lock, to let go of the last tensors; whoever destroys the
-            # group holds that lock while it waits for them, for ever.
-            time.sleep(SETTLING_SECONDS)
+        disband()
         self.accelerator.end_training()
 
     # one step
