@@ -29,7 +29,7 @@ from elocute.models.sizes import Shape, Sizes
 from elocute.recipe.schema import Dpo, Fixed, Recipe
 from elocute.training.machine import GIB, Machine
 from elocute.training.passes import Limits
-from elocute.training.share import shares_prompts
+from elocute.training.share import divides_layers, shares_prompts
 
 FLOAT = 4
 _DRAWING = 28
@@ -86,9 +86,9 @@ def reckon(recipe: Recipe, sizes: Sizes, lengths: Lengths, machine: Machine) -> 
     weights = stored * sizes.weights + (FLOAT * trained if recipe.lora else 0)
     reference = stored * sizes.weights if recipe.objective.uses_reference and recipe.lora is None else 0
     parts = 1 if machine.shared == "copies" else machine.processes  # of the optimiser's work
-    layers = parts if machine.shared == "layers" else 1
+    layers = parts if divides_layers(machine.shared) else 1
     standing = {"weights": weights // layers, "reference": reference // layers, "AdamW": 2 * FLOAT * trained // parts}
-    if parts > layers:
+    if parts > layers or machine.shared == "zero3":
         standing["parts of weights"] = FLOAT * trained // parts
     if not machine.gpu:
         standing["libraries"] = _LIBRARIES

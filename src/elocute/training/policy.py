@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import torch
 from peft import LoraConfig, get_peft_model
-from torch.distributed.tensor import DTensor
 
 from elocute.errors import InputError
 from elocute.models import SpeechLM, load_model
@@ -71,11 +70,11 @@ class Policy(torch.nn.Module):
         Processes exchange the gradients of all of them, once each has its own; a micro-batch without speech, for
         example, has none for what speaks, and the others would wait for ever. And so a weight's step, its decay and
         its momentum do not depend on how answers are spread over processes. Of a sum, unlike of an element, the
-        gradient is one number, seen as many. What lies in parts is a layer's, which every pass runs there and back.
+        gradient is one number, seen as many. Divided layers are not whole now, and every pass runs them there and back.
         """
-        weights = list(self.network.parameters())
-        trained = [of for of in weights if of.requires_grad and not isinstance(of, DTensor)]
-        trained = trained if torch.is_grad_enabled() else []
+        divided = {of for layer in self.lm.layers() for of in layer.parameters()} if self.lm.divided else ()
+        weights = [of for of in self.network.parameters() if of not in divided]
+        trained = [of for of in weights if of.requires_grad] if torch.is_grad_enabled() else []
         return sum((0 * weight.sum() for weight in trained), torch.zeros((), device=weights[0].device))
 
 

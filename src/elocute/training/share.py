@@ -12,8 +12,8 @@ Of FSDP2 there are two ways, which `fsdp_reshard_after_forward` of the launch te
             each layer and back. Whoever runs the network without a gradient as often as it likes, above all to sample,
             has whole weights for that time (`whole_weights`).
 
-Of DeepSpeed there is ZeRO-2 (zero.py): whole weights, and a part of the moments and of the weights they change. There,
-too, an update has equally many passes everywhere: gradients are exchanged in each backward.
+DeepSpeed (zero.py) does the same two things its own way, ZeRO-2 the first and ZeRO-3 the second. With both an update
+has equally many passes everywhere: gradients are exchanged in each backward.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from elocute.errors import InputError
 from elocute.recipe.schema import Recipe
-from elocute.training.zero import ZeroOptimizer
+from elocute.training.zero import LayersInParts, ZeroOptimizer, divide_frozen
 
 _FSDP = {
     "FSDP_VERSION": ("2",),
@@ -43,11 +43,11 @@ _FSDP = {
 }
 """What `accelerate launch` hands on of a config's fsdp_…, and what is supported of it."""
 _ZERO = {
-    "DEEPSPEED_ZERO_STAGE": ("2", "launch/fsdp2_layers.yaml divides what ZeRO-3 does"),
-    "DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": ("none", "moments stay on the device"),
-    "DEEPSPEED_OFFLOAD_PARAM_DEVICE": ("none", "weights stay on the device"),
-    "GRADIENT_CLIPPING": ("none", "optim.clip_norm of the recipe says it"),
-    "DEEPSPEED_CONFIG_FILE": ("", "the recipe says what it would"),
+    "DEEPSPEED_ZERO_STAGE": (("2", "3"), "launch/ddp.yaml divides nothing"),
+    "DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": (("none",), "moments stay on the device"),
+    "DEEPSPEED_OFFLOAD_PARAM_DEVICE": (("none",), "weights stay on the device"),
+    "GRADIENT_CLIPPING": (("none",), "optim.clip_norm of the recipe says it"),
+    "DEEPSPEED_CONFIG_FILE": (("",), "the recipe says what it would"),
 }
 """The same of a config's deepspeed_config: what is supported, and why nothing else."""
 _WRAP = {"false": "NO_WRAP", "true": "TRANSFORMER_BASED_WRAP"}
@@ -63,11 +63,12 @@ def check_launch(*, served: bool = False) -> None:
     if served:  # it is given the network's weights as a file, and what is divided writes parts
         raise InputError(f"rollout.vllm: expected none with {'DeepSpeed' if zero else 'FSDP2'}")
     if zero:
-        for name, (value, why) in _ZERO.items():
-            said = os.environ.get(f"ACCELERATE_{name}", value).lower()
-            if said != value:
-                key = name.lower().removeprefix("deepspeed_") if value else name.lower()
-                raise InputError(f"{key}: expected {value or 'none'}, as in launch/zero2.yaml, got {said}: {why}")
+        for name, (values, why) in _ZERO.items():
+            said = os.environ.get(f"ACCELERATE_{name}", values[0]).lower()
+            if said not in values:
+                expected = " or ".join(value or "none" for value in values)
+                key = name.lower().removeprefix("deepspeed_") if values[0] else name.lower()
+                raise InputError(f"{key}: expected {expected}, as in launch/zero….yaml, got {said}: {why}")
         if find_spec("deepspeed") is None:
             raise InputError("distributed_type: DEEPSPEED needs DeepSpeed: pip install 'elocute[deepspeed]'")
         return
@@ -80,12 +81,17 @@ def check_launch(*, served: bool = False) -> None:
 
 
 def sharing() -> str:
-    """The way this launch asks for: copies, unit (FSDP2 as one), layers (FSDP2 layer by layer), zero (DeepSpeed)."""
+    """The way this launch asks for: copies, unit (FSDP2 as one), layers (FSDP2 layer by layer), zero2, zero3."""
     if _asked("ACCELERATE_USE_DEEPSPEED"):
-        return "zero"
+        return "zero" + os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
     if not _asked("ACCELERATE_USE_FSDP"):
         return "copies"
     return "layers" if _asked("FSDP_RESHARD_AFTER_FORWARD") else "unit"
+
+
+def divides_layers(way: str) -> bool:
+    """way: as `sharing` says it."""
+    return way in ("layers", "zero3")
 
 
 def shares_prompts(recipe: Recipe, way: str) -> bool:
@@ -93,7 +99,7 @@ def shares_prompts(recipe: Recipe, way: str) -> bool:
 
     Gradient checkpointing keeps no keys and values, and divided layers are run once there and back.
     """
-    return not recipe.gradient_checkpointing and way != "layers"
+    return not recipe.gradient_checkpointing and not divides_layers(way)
 
 
 def make_accelerator(**options) -> Accelerator:
@@ -118,8 +124,11 @@ def share(policy: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Module:
     """
     way = sharing() if torch.distributed.is_initialized() else "copies"
     frozen = {parameter for parameter in policy.parameters() if not parameter.requires_grad}
-    if way == "zero" or way != "layers" and len(frozen) == len(list(policy.parameters())):
-        return policy
+    untrained = len(frozen) == len(list(policy.parameters()))
+    if way == "zero3" and untrained:
+        divide_frozen(policy)
+    if way.startswith("zero") or untrained and way != "layers":
+        return policy  # what is trained becomes DeepSpeed's with its optimiser
     if way == "copies":
         return accelerator.prepare(policy)
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
@@ -141,8 +150,13 @@ def share(policy: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Module:
 
 
 @contextlib.contextmanager
-def in_parts(policy: torch.nn.Module) -> Iterator[None]:
-    """Inside, a policy's divided parameters are this process's parts, which the optimiser knows; all must come here."""
+def at_rest(policy: torch.nn.Module) -> Iterator[None]:
+    """Inside, the parameters are what optimiser and checkpoints know: a process's parts of divided ones, with ZeRO-3
+    whole ones, which a checkpoint may change; all must come here."""
+    if divided := _layers_in_parts(policy):
+        with divided.whole(changed=True):
+            yield
+        return
     if not isinstance(policy, FSDPModule):
         yield
         return
@@ -155,6 +169,10 @@ def in_parts(policy: torch.nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def whole_weights(policy: torch.nn.Module) -> Iterator[None]:
     """Inside, weights are whole, and a process runs the network without a gradient as it likes; all must come here."""
+    if divided := _layers_in_parts(policy):
+        with divided.whole():
+            yield
+        return
     layers = _layers(policy)
     for part in (policy, *layers) if layers else ():
         part.unshard()
@@ -200,7 +218,7 @@ def descend(policy: torch.nn.Module, optimizer: torch.optim.Optimizer | ZeroOpti
     """Step along the clipped gradient; its norm before. DeepSpeed's alone has gone along one that is not finite."""
     if isinstance(optimizer, ZeroOptimizer):
         return optimizer.step()
-    with in_parts(policy):
+    with at_rest(policy):
         norm = float(whole(torch.nn.utils.clip_grad_norm_(policy.parameters(), clip_norm)))
         if math.isfinite(norm):
             optimizer.step()
@@ -223,6 +241,11 @@ def part_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 def _layers(policy: torch.nn.Module) -> list[FSDPModule]:
     """Those that are units of their own."""
     return [module for module in policy.modules() if isinstance(module, FSDPModule) and module is not policy]
+
+
+def _layers_in_parts(policy: torch.nn.Module) -> LayersInParts | None:
+    """DeepSpeed's, of a policy or its engine."""
+    return getattr(policy, "layers_in_parts", None)
 
 
 def _is_engine(policy: torch.nn.Module) -> bool:

@@ -49,7 +49,7 @@ from elocute.training.pulse import Pulse
 from elocute.training.run_folder import RunFolder
 from elocute.training.samples import write_step_samples
 from elocute.training.schedule import learning_rate
-from elocute.training.share import check_launch, descend, disband, in_parts, make_accelerator, share, sharing
+from elocute.training.share import at_rest, check_launch, descend, disband, make_accelerator, share, sharing
 from elocute.training.update import Rows, Update
 from elocute.training.watch import Watch
 from elocute.training.zero import ZeroOptimizer
@@ -111,13 +111,13 @@ class Trainer:
         if reference is not None and reference.policy is not policy:
             share(reference.policy, self.accelerator)
         optim = recipe.optim
-        with in_parts(self.policy):
+        with at_rest(self.policy):
             parameters = [p for p in policy.parameters() if p.requires_grad]
             self.optimizer = torch.optim.AdamW(
                 parameters, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay
             )
-        if sharing() == "zero":
-            self.optimizer = ZeroOptimizer(policy, self.optimizer, optim.clip_norm)
+        if (way := sharing()).startswith("zero"):
+            self.optimizer = ZeroOptimizer(policy, self.optimizer, optim.clip_norm, layers=way == "zero3")
             self.policy = self.optimizer.engine
         if self.preference is not None:
             self.preference.share(self.policy)
@@ -165,7 +165,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             best = self.preference.best if self.preference else None
             checkpoint = self.folder.checkpoints / f"step-{best['step'] if best else self.step}"
-            if isinstance(self.policy, FSDPModule):  # which saves nothing but parts
+            if isinstance(self.policy, FSDPModule) or sharing() == "zero3":  # which save nothing but parts
                 whole_policy = load_policy(self.recipe).to(self.accelerator.device)
                 load_weights(checkpoint, whole_policy)
                 self.lm = whole_policy.lm
@@ -311,7 +311,7 @@ class Trainer:
         best, main = self.preference.best if self.preference else None, self.accelerator.is_main_process
         state = {"step": self.step} | ({"best": best} if self.preference else {"mixing": self.mixing.state_dict()})
         folder = self.folder.checkpoints / f"step-{self.step}"
-        with in_parts(self.policy):
+        with at_rest(self.policy):
             save_checkpoint(folder, self.raw_policy, self.optimizer, state, ahead, write=main)
         if main:
             prune_checkpoints(self.folder.checkpoints, self.recipe.checkpoint.keep, best and best["step"])
@@ -319,7 +319,7 @@ class Trainer:
     def _restore(self) -> None:
         found = latest_checkpoint(self.folder.checkpoints)
         if found is not None:
-            with in_parts(self.policy):
+            with at_rest(self.policy):
                 state = load_checkpoint(found, self.raw_policy, self.optimizer)
             self.step = state["step"]
             if self.collector is not None and self.step < self.recipe.steps:

@@ -1,15 +1,18 @@
-"""DeepSpeed's ZeRO-2: every process has whole weights and a part of the optimiser's work.
+"""DeepSpeed: processes divide the optimiser's work and have whole weights (ZeRO-2), or divide the layers, too (ZeRO-3).
 
 DeepSpeed adds gradients up in the order in which each process has them ready, and does not look whether they are the
-same weight's. Here they are: a part of 0 of every weight's gradient is what a backward pass does last, in one order
-(`Policy.forward`), whatever of the network the micro-batch ran; and an update has equally many passes everywhere
-(share.py). Moments are whole tensors in checkpoints, as those of any other way.
+same weight's. Here they are: what every pass runs is in one order anyhow, of all other weights a part of 0 of the
+gradient is what a backward pass does last, in one order (`Policy.forward`), whatever of the network the micro-batch
+ran; and an update has equally many passes everywhere (share.py). Moments are whole tensors in checkpoints, as those of
+any other way.
 """
 
 import contextlib
 import logging
 import os
 import sys
+import warnings
+from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
@@ -26,19 +29,15 @@ class ZeroOptimizer:
     What it shares with torch's optimisers is what training and checkpoints use of them. All processes must come along.
     """
 
-    def __init__(self, policy: torch.nn.Module, adamw: torch.optim.AdamW, clip_norm: float):
-        deepspeed = _deepspeed()
-        self.adamw, self._utils = adamw, import_module("deepspeed.utils")
+    def __init__(self, policy: torch.nn.Module, adamw: torch.optim.AdamW, clip_norm: float, *, layers: bool):
+        """layers: divide those as well."""
+        self.adamw, self._layers = adamw, layers
         self.parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-        config = {
-            "train_micro_batch_size_per_gpu": 1,  # the losses are sums already
-            "gradient_accumulation_steps": 1,
-            "gradient_clipping": clip_norm,
-            "zero_allow_untested_optimizer": True,
-            "zero_optimization": {"stage": 2, "overlap_comm": False, "reduce_bucket_size": _BUCKET},
-        }
-        with contextlib.redirect_stdout(sys.stderr):  # a result may go to stdout
-            self.engine = deepspeed.initialize(model=policy, optimizer=adamw, config=config)[0]
+        stage = 3 if layers else 2
+        self.engine = _initialize(policy, stage, {"gradient_clipping": clip_norm}, optimizer=adamw)
+        self._utils = import_module("deepspeed.utils")
+        if layers:
+            policy.layers_in_parts = LayersInParts(policy, self.engine.optimizer)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -64,22 +63,104 @@ class ZeroOptimizer:
     def load_state_dict(self, given: dict[str, Any]) -> None:
         """After the parameters have been put back."""
         inner = self.engine.optimizer
-        inner.refresh_fp32_params()
-        [part] = self.param_groups[0]["params"]
+        if not self._layers:
+            inner.refresh_fp32_params()
         # DeepSpeed knows moments from the first step on; until then they are made as that step makes them.
-        self.adamw.state[part] = {"step": given["state"][0]["step"].clone()}
-        self.adamw.state[part] |= {name: torch.zeros_like(part) for name in _MOMENTS}
-        inner._lazy_init_hp_params_optimizer_state()
+        for part in inner.fp32_partitioned_groups_flat if self._layers else self.param_groups[0]["params"]:
+            self.adamw.state[part] = {"step": given["state"][0]["step"].clone()}
+            self.adamw.state[part] |= {name: torch.zeros_like(part) for name in _MOMENTS}
+        if not self._layers:
+            inner._lazy_init_hp_params_optimizer_state()
         for index, parameter in enumerate(self.parameters):
             for name in _MOMENTS:
-                value = given["state"][index][name].to(parameter.device)
-                self._utils.safe_set_full_optimizer_state(parameter, value, name)
+                self._put(parameter, given["state"][index][name].to(parameter.device), name)
         self.param_groups[0].update({k: v for k, v in given["param_groups"][0].items() if k != "params"})
 
+    def _put(self, parameter: torch.nn.Parameter, value: torch.Tensor, name: str) -> None:
+        if not self._layers:
+            self._utils.safe_set_full_optimizer_state(parameter, value, name)
+            return
+        # DeepSpeed's own way for whole values (0.19) finds none for the last process where parts are not all equal.
+        size = parameter.ds_tensor.ds_numel
+        padded = torch.nn.functional.pad(value.flatten(), (0, size * self.engine.dp_world_size - value.numel()))
+        own = padded[size * self.engine.global_rank :][:size]
+        self._utils.safe_set_local_optimizer_state(parameter, own, name)
 
-def _deepspeed():
+
+class LayersInParts:
+    """A network whose layers ZeRO-3 divides: a layer's weights are whole while it runs, forwards or backwards.
+
+    What is in no layer stays whole: heads and embeddings are read where no module is called, and not every process
+    runs a talker in every pass. So DeepSpeed watches the layers alone, which all run in one order.
+    """
+
+    def __init__(self, policy: torch.nn.Module, optimizer):
+        """optimizer: DeepSpeed's, or what it has in its place where nothing is trained."""
+        self._optimizer, self._offload = optimizer, getattr(optimizer, "parameter_offload", optimizer)
+        self._layers = policy.lm.layers()
+        within = {parameter for layer in self._layers for parameter in layer.parameters()}
+        self._within = [parameter for parameter in policy.parameters() if parameter in within]
+        self.kept = [parameter for parameter in policy.parameters() if parameter not in within]
+        policy.lm.divided = True
+        optimizer.persistent_parameters = self.kept  # whole again after a step
+        self._offload.fwd_pre_hook.remove()
+        self._unwatch()
+        _gather(self.kept)
+        self._watch()
+
+    @contextlib.contextmanager
+    def whole(self, *, changed: bool = False) -> Iterator[None]:
+        """Inside, all weights are whole and nobody watches. changed: they may be given others, the same everywhere."""
+        self._unwatch()
+        _gather(self._within)
+        yield
+        weights = self._within + self.kept * changed
+        weights[0].partition(weights, has_been_updated=changed)
+        if changed:
+            _gather(self.kept)
+            self._optimizer.refresh_fp32_params()
+        self._watch()
+
+    def _watch(self) -> None:
+        for layer in self._layers:
+            self._offload._register_deepspeed_module(layer)
+
+    def _unwatch(self) -> None:
+        for hook in (*self._offload.forward_hooks, *self._offload.backward_hooks):
+            hook.remove()
+        self._offload.forward_hooks, self._offload.backward_hooks = [], []
+        for parameter in self._within:
+            parameter.ds_active_sub_modules.clear()
+
+
+def divide_frozen(policy: torch.nn.Module) -> None:
+    """ZeRO-3 of a policy of which nothing is trained."""
+    policy.layers_in_parts = LayersInParts(policy, _initialize(policy, 3, {}).optimizer)
+
+
+def _gather(parameters: list[torch.nn.Parameter]) -> None:
+    if parameters:
+        parameters[0].all_gather(parameters)
+
+
+def _initialize(policy: torch.nn.Module, stage: int, config: dict[str, Any], **options):
+    """DeepSpeed's engine of a policy."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    with contextlib.redirect_stdout(sys.stderr):
-        return import_module("deepspeed")
+    warnings.filterwarnings("ignore", "`torch.distributed.* is deprecated", FutureWarning)  # what DeepSpeed calls
+    zero = {"stage": stage, "overlap_comm": False, "reduce_bucket_size": _BUCKET}
+    if stage == 3:  # nothing stays whole for being small, nor is gathered ahead, which needs one order of everything
+        zero |= {"stage3_param_persistence_threshold": 0, "stage3_prefetch_bucket_size": 0}
+    config |= {
+        "train_micro_batch_size_per_gpu": 1,  # the losses are sums already
+        "gradient_accumulation_steps": 1,
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": zero,
+    }
+    with contextlib.redirect_stdout(sys.stderr):  # a result may go to stdout
+        deepspeed = import_module("deepspeed")
+        if stage == 3:
+            for layer in policy.lm.layers():
+                deepspeed.utils.set_z3_leaf_module(layer, True)
+        return deepspeed.initialize(model=policy, config=config, **options)[0]
