@@ -257,7 +257,7 @@ def recipe_of(model: Path, rows: Path, run_dir: Path, *more: str):
     given += ["rollout.group_size=5", "rollout.prompts_per_step=1", "rollout.max_new_tokens=50", "optim.warmup_steps=0"]
     given += ["evaluation={temperature: 1.0}", "rollout.temperature=1.0", "optim.lr=0.01"]
     given += ["objective.policy_gradient.blame=null"]
-    return load_recipe("recipes/starter/rlaif_spa.yaml", [*given, *more])
+    return load_recipe("recipes/starter/rlaif_spa.yaml", [*given, "data.eval=null", *more])
 
 
 def labelled(rows: Path, place: Path) -> Path:

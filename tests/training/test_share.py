@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,62 @@ with at_rest(policy):
 assert type(policy.weight) is torch.nn.Parameter and policy.weight.shape == (5, 3)
 assert torch.allclose(before["weight"] * 0.999 - 0.1, policy.weight, atol=1e-6)
 accelerator.wait_for_everyone()
+disband()
+"""
+
+
+ZERO3 = """
+import sys
+
+import torch
+from elocute.models.batch import make_batch
+from elocute.models.layout import Tokens
+from elocute.recipe import load_recipe
+from elocute.training.policy import load_policy
+from elocute.training.share import at_rest, disband, make_accelerator, whole_weights
+from elocute.training.zero import ZeroOptimizer, divide_frozen
+
+make_accelerator(cpu=True)
+recipe = load_recipe("recipes/starter/wavalign.yaml", [f"model={sys.argv[1]}", "run_dir=unused"])
+policy, frozen = load_policy(recipe), load_policy(recipe).requires_grad_(False)
+before = [weight.clone() for weight in policy.parameters()]
+optimizer = ZeroOptimizer(policy, torch.optim.AdamW(policy.parameters(), lr=0.1), 1.0, layers=True)
+divide_frozen(frozen)
+layers = [weight for of in (policy, frozen) for layer in of.lm.layers() for weight in layer.parameters()]
+
+def whole():
+    return [weight.numel() > 0 for weight in layers]
+
+assert not any(whole()) and policy.lm.head().weight.numel() and frozen.lm.head().weight.numel()
+for of in (policy, frozen):
+    with torch.no_grad(), whole_weights(of):
+        assert all(map(torch.equal, before, of.parameters()))
+        of.lm.trunk()(input_ids=torch.tensor([[40, 41]]))
+assert not any(whole())
+frozen.lm.trunk()(input_ids=torch.tensor([[40, 41]]))  # a layer is whole for as long as it runs
+assert not any(whole())
+assert any(weight.ds_numel % 3 for weight in policy.parameters())  # parts are not all equal
+with at_rest(policy):
+    for place, weight in enumerate(policy.parameters()):
+        weight.data.add_(place)
+    moments = {"exp_avg": torch.neg, "exp_avg_sq": torch.square}
+    state = {place: {"step": torch.tensor(3.0)} | {name: made(of) for name, made in moments.items()}
+             for place, of in enumerate(before)}
+    [group] = optimizer.param_groups
+    optimizer.load_state_dict({"state": state, "param_groups": [group | {"lr": 0.0}]})
+    found = optimizer.state_dict()
+for place, weight in enumerate(before):
+    assert found["state"][place]["step"] == 3
+    for name, made in moments.items():
+        assert torch.equal(found["state"][place][name].view_as(weight), made(weight))
+assert sum(state["exp_avg"].numel() for state in optimizer.adamw.state.values()) < 0.34 * sum(map(torch.numel, before))
+ids, every = torch.arange(40, 44), torch.ones(4, dtype=torch.bool)
+logp, _ = optimizer.engine(make_batch([ids], [Tokens(ids, every, every)], every[None], "cpu"))
+optimizer.engine.backward(logp.sum())
+optimizer.step()  # at a rate of 0: the weights are those that were given
+with whole_weights(policy):
+    for place, (weight, old) in enumerate(zip(policy.parameters(), before)):
+        assert torch.equal(weight, old + place), (place, weight - old)
 disband()
 """
 
@@ -114,6 +171,14 @@ def start(script: Path, *words: str, processes: int, **asked: str) -> None:
 def test_with_fsdp2_a_process_holds_its_part_while_the_optimiser_steps_and_all_of_it_otherwise(tmp_path):
     (tmp_path / "parts.py").write_text(PARTS)
     start(tmp_path / "parts.py", processes=2, ACCELERATE_USE_FSDP="true")
+
+
+@pytest.mark.skipif(not find_spec("deepspeed"), reason="DeepSpeed is not installed: make deepspeed")
+def test_with_zero3_a_process_holds_its_part_of_the_layers_and_of_a_reference_unless_whole_ones_are_asked_for(
+    tiny_folder, tmp_path
+):
+    (tmp_path / "zero3.py").write_text(ZERO3)
+    start(tmp_path / "zero3.py", tiny_folder, processes=3)
 
 
 @pytest.mark.parametrize("overrides", [["objective.kl.estimator=exact"], ["lora.rank=4"]], ids=" ".join)

@@ -159,8 +159,4 @@ def _initialize(policy: torch.nn.Module, stage: int, config: dict[str, Any], **o
         "zero_optimization": zero,
     }
     with contextlib.redirect_stdout(sys.stderr):  # a result may go to stdout
-        deepspeed = import_module("deepspeed")
-        if stage == 3:
-            for layer in policy.lm.layers():
-                deepspeed.utils.set_z3_leaf_module(layer, True)
-        return deepspeed.initialize(model=policy, config=config, **options)[0]
+        return import_module("deepspeed").initialize(model=policy, config=config, **options)[0]
