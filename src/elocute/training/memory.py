@@ -30,6 +30,7 @@ from elocute.recipe.schema import Dpo, Fixed, Recipe
 from elocute.training.machine import GIB, Machine
 from elocute.training.passes import Limits
 from elocute.training.share import divides_layers, shares_prompts
+from elocute.training.zero import BUCKET
 
 FLOAT = 4
 _DRAWING = 28
@@ -90,6 +91,8 @@ def reckon(recipe: Recipe, sizes: Sizes, lengths: Lengths, machine: Machine) -> 
     standing = {"weights": weights // layers, "reference": reference // layers, "AdamW": 2 * FLOAT * trained // parts}
     if parts > layers or machine.shared == "zero3":
         standing["parts of weights"] = FLOAT * trained // parts
+    if machine.shared == "zero3":
+        standing |= {"gradients": FLOAT * trained // parts, "exchange": FLOAT * min(BUCKET, trained)}
     if not machine.gpu:
         standing["libraries"] = _LIBRARIES
     # Autocast copies what is trained, for as long as a forward pass lasts; the backward pass keeps some of it longer.
@@ -102,8 +105,10 @@ def reckon(recipe: Recipe, sizes: Sizes, lengths: Lengths, machine: Machine) -> 
         sampling = sampling | {"whole weights": weights}
     several = layers > 1 or sum(job.passes for job in _jobs(recipe, lengths, machine)) > 1
     added = gradients if several else 0
-    # Where torch has no operation for all weights at once it is a weight after the other, and twice the largest.
-    scratch = FLOAT * trained // parts if machine.gpu else 2 * FLOAT * min(trained, prod(sizes.vocabulary))
+    # Where torch has no operation for all weights at once it is a weight after the other, and twice the largest; to
+    # DeepSpeed a process's part is one weight.
+    largest = trained // parts if machine.shared.startswith("zero") else min(trained, prod(sizes.vocabulary))
+    scratch = FLOAT * trained // parts if machine.gpu else 2 * FLOAT * largest
     moments = {
         "step": standing | {"gradients": gradients, "scratch": scratch},
         "update": passing | {"gradients": added} | _update(recipe, sizes, lengths, machine),
@@ -120,6 +125,9 @@ def reckon(recipe: Recipe, sizes: Sizes, lengths: Lengths, machine: Machine) -> 
     if recipe.lora or parts > 1:
         merged = stored * sizes.weights if recipe.lora else 0
         moments["saving"] = standing | {"merged weights": merged, "weights again": weights if parts > 1 else 0}
+    if parts > 1 and not machine.gpu:  # the first process writes them
+        gathered = weights if machine.shared == "zero3" else 0
+        moments["checkpoint"] = standing | {"whole weights": gathered, "whole checkpoint": 3 * FLOAT * trained}
     if layers > 1:
         moments["loading"] = {"weights": weights, "reference": reference}
     needs = [Need(name, {part: value for part, value in parts.items() if value}) for name, parts in moments.items()]

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-_BUCKET = 50_000_000
-"""Numbers of gradients that are exchanged at once."""
+BUCKET = 50_000_000
+"""Numbers of gradients that are exchanged at once, at most."""
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -50,11 +50,10 @@ class ZeroOptimizer:
         return float(self.engine.get_global_grad_norm())
 
     def state_dict(self) -> dict[str, Any]:
-        """As AdamW's over whole parameters."""
+        """As AdamW's over whole parameters, in main memory; on the first process only."""
         [step] = {float(state["step"]) for state in self.adamw.state.values()}
         state = {
-            index: {"step": torch.tensor(step)}
-            | {name: self._utils.safe_get_full_optimizer_state(parameter, name) for name in _MOMENTS}
+            index: {"step": torch.tensor(step)} | {name: self._whole(parameter, name) for name in _MOMENTS}
             for index, parameter in enumerate(self.parameters)
         }
         [group] = self.param_groups
@@ -75,6 +74,10 @@ class ZeroOptimizer:
             for name in _MOMENTS:
                 self._put(parameter, given["state"][index][name].to(parameter.device), name)
         self.param_groups[0].update({k: v for k, v in given["param_groups"][0].items() if k != "params"})
+
+    def _whole(self, parameter: torch.nn.Parameter, name: str) -> torch.Tensor:
+        value = self._utils.safe_get_full_optimizer_state(parameter, name)
+        return value.cpu() if self.engine.global_rank == 0 else torch.empty(0)
 
     def _put(self, parameter: torch.nn.Parameter, value: torch.Tensor, name: str) -> None:
         if not self._layers:
@@ -149,7 +152,8 @@ def _initialize(policy: torch.nn.Module, stage: int, config: dict[str, Any], **o
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "`torch.distributed.* is deprecated", FutureWarning)  # what DeepSpeed calls
-    zero = {"stage": stage, "overlap_comm": False, "reduce_bucket_size": _BUCKET}
+    trained = sum(weight.numel() for weight in policy.parameters() if weight.requires_grad)
+    zero = {"stage": stage, "overlap_comm": False, "reduce_bucket_size": max(1, min(BUCKET, trained))}
     if stage == 3:  # nothing stays whole for being small, nor is gathered ahead, which needs one order of everything
         zero |= {"stage3_param_persistence_threshold": 0, "stage3_prefetch_bucket_size": 0}
     config |= {
