@@ -222,7 +222,7 @@ def test_two_processes_are_one_though_one_of_them_has_nothing_spoken(folder):
     for n in (1, 2, *DEEPSPEED):
         train(folder, f"aloud-{n}", *given, processes=n)
     for n in (2, *DEEPSPEED):
-        enlarged = 5e-4 if n == "zero3" else 0.0  # which runs a prompt for each of its answers, and so sums otherwise
+        enlarged = 5e-3 if n == "zero3" else 0.0  # which runs a prompt for each of its answers, and so sums otherwise
         assert_one(folder, "aloud-1", f"aloud-{n}", steps=2, model=model, enlarged=enlarged)
 
 
