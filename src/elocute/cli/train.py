@@ -62,13 +62,13 @@ def _dry_run(recipe, resume: bool, as_json: bool) -> None:
     check_launch(served=recipe.rollout.vllm is not None)
     RunFolder(recipe.run_dir).check(recipe, resume=resume)
     examples = read_rows(recipe.data.train, recipe.data.prompt_seconds)
-    held_out = read_rows(recipe.data.dev, recipe.data.prompt_seconds) if recipe.data.dev else []
-    rows = {"data.train": len(examples)} | ({"data.dev": len(held_out)} if held_out else {})
+    dev = read_rows(recipe.data.dev, recipe.data.prompt_seconds) if recipe.data.dev else []
+    rows = {"data.train": len(examples)} | ({"data.dev": len(dev)} if dev else {})
     if evaluated := read_held_out(recipe):
         rows["data.eval"] = len(evaluated)
     if isinstance(recipe.objective, Dpo):
         check_rows(examples, lambda example: check_answers(example, recipe.objective.mode))
-        check_rows(held_out, lambda example: check_answers(example, "offline"))
+        check_rows(dev, lambda example: check_answers(example, "offline"))
     check_model(recipe.model, examples)
     machine = Machine.here()
     need = check_memory(recipe, examples, machine)
