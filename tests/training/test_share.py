@@ -260,6 +260,9 @@ def test_what_deepspeed_is_not_asked_for_is_one_clear_line(monkeypatch, name, sa
     with pytest.raises(InputError, match=r"needs DeepSpeed: pip install 'elocute\[deepspeed\]'$"):
         check_launch()
     monkeypatch.setattr(share_module, "find_spec", lambda name: name)
+    with pytest.raises(InputError, match="DEEPSPEED expects a start by accelerate launch or torchrun$"):
+        check_launch()
+    monkeypatch.setenv("RANK", "0")
     check_launch()
     assert sharing() == "zero2"
     with pytest.raises(InputError, match="^rollout.vllm: expected none with DeepSpeed$"):

@@ -71,6 +71,8 @@ def check_launch(*, served: bool = False) -> None:
                 raise InputError(f"{key}: expected {expected}, as in launch/zero….yaml, got {said}: {why}")
         if find_spec("deepspeed") is None:
             raise InputError("distributed_type: DEEPSPEED needs DeepSpeed: pip install 'elocute[deepspeed]'")
+        if "RANK" not in os.environ:
+            raise InputError("distributed_type: DEEPSPEED expects a start by accelerate launch or torchrun")
         return
     known = _FSDP | {"FSDP_AUTO_WRAP_POLICY": (_WRAP.get(os.environ.get("FSDP_RESHARD_AFTER_FORWARD")), "")}
     for name, values in known.items():
