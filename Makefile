@@ -57,7 +57,7 @@ ray: $(RAY_READY)
 	$(VENV)/bin/python -m pytest tests/pipelines/test_ray.py
 
 deepspeed: $(DEEPSPEED_READY)
-	$(VENV)/bin/python -m pytest tests/training/test_processes.py
+	$(VENV)/bin/python -m pytest tests/training/test_share.py tests/training/test_processes.py
 
 vllm: $(READY) $(VLLM_READY)
 	$(VENV)/bin/python -m pytest tests/rollout/test_vllm_server.py
@@ -105,7 +105,7 @@ $(RAY_READY): requirements-ray.lock $(READY)
 	$(PIP) install --requirement requirements-ray.lock
 	@touch $@
 
-# It is built here, and asks for torch while that is done.
+# It is built here, with what is pinned.
 $(DEEPSPEED_READY): requirements-deepspeed.lock $(READY)
 	$(PIP) install --no-build-isolation --requirement requirements-deepspeed.lock
 	@touch $@

@@ -13,7 +13,8 @@ from elocute.data.types import AudioRef, Example, Message
 from elocute.models.sizes import Sizes, sizes_by_config
 from elocute.recipe import load_recipe
 from elocute.training.machine import GIB, Machine
-from elocute.training.memory import Lengths, _jobs, lengths_of, reckon, trained_numbers
+from elocute.training.memory import FLOAT, Lengths, _jobs, lengths_of, reckon, trained_numbers
+from elocute.training.zero import BUCKET
 
 GPU = Machine(80 * GIB, gpu=True)
 
@@ -134,6 +135,26 @@ def test_where_layers_are_divided_a_prompt_is_run_for_each_answer(qwen):
     for shared, rows in (("unit", 64), ("layers", 2)):  # on a CPU, of 2,048 cells
         job = next(_jobs(wide, Lengths(prompt=1000), Machine(None, processes=2, shared=shared)))
         assert job.rows == rows
+
+
+def test_dividing_takes_memory_of_its_own_while_it_saves(qwen):
+    small = ["rollout.group_size=2", "rollout.prompts_per_step=4", "rollout.max_new_tokens=4"]
+    four = {shared: Machine(None, processes=4, shared=shared) for shared in ("unit", "layers", "zero2", "zero3")}
+    every = FLOAT * qwen.weights
+    need = reckon(recipe(*small), qwen, Lengths(), four["zero3"])
+    assert (
+        need.moment == "checkpoint"
+    )  # of divided layers the parts of everything, and the first process's whole tensors
+    found = dict.fromkeys(("weights", "reference", "parts of weights", "gradients"), every // 4)
+    found |= {"AdamW": every // 2, "whole weights": every, "whole checkpoint": 3 * every, "exchange": FLOAT * BUCKET}
+    assert {name: value for name, value in need.parts.items() if name != "libraries"} == found
+    layers = reckon(recipe(*small), qwen, Lengths(), four["layers"])
+    assert layers.moment == "checkpoint"
+    assert need.parts.keys() - layers.parts.keys() == {"parts of weights", "gradients", "exchange", "whole weights"}
+    for shared, again in (("unit", every), ("zero2", 0)):  # FSDP2 loads the network anew, to save it
+        machine = replace(four[shared], gpu=True)
+        saving = reckon(recipe(*small, "lora.rank=1"), qwen, Lengths(), machine)
+        assert saving.moment == "saving" and saving.parts.get("weights again", 0) == again
 
 
 def test_what_is_frozen_keeps_nothing_below_what_is_trained(qwen):

@@ -54,8 +54,10 @@ from elocute.models.layout import Tokens
 from elocute.recipe import load_recipe
 from elocute.training.policy import load_policy
 from elocute.training.share import at_rest, disband, make_accelerator, whole_weights
+from elocute.training import zero
 from elocute.training.zero import ZeroOptimizer, divide_frozen
 
+zero.BUCKET = 3000  # so that gradients are exchanged in several
 accelerator = make_accelerator(cpu=True)
 recipe = load_recipe("recipes/starter/wavalign.yaml", [f"model={sys.argv[1]}", "run_dir=unused"])
 policy, frozen = load_policy(recipe), load_policy(recipe).requires_grad_(False)
@@ -247,19 +249,23 @@ def test_what_is_not_supported_of_fsdp_is_one_clear_line(name, value, reshard, w
         (
             "DEEPSPEED_ZERO_STAGE",
             "1",
-            "zero_stage: expected 2 or 3, as in launch/zero….yaml, got 1: launch/ddp.yaml",
+            "zero_stage: expected 2 or 3, as in launch/zero….yaml, got '1': launch/ddp.yaml",
         ),
         ("DEEPSPEED_OFFLOAD_PARAM_DEVICE", "cpu", "offload_param_device: expected none"),
-        ("GRADIENT_CLIPPING", "1.0", "gradient_clipping: expected none, .*, got 1.0: optim.clip_norm"),
+        ("GRADIENT_CLIPPING", "1.0", "gradient_clipping: expected none, .*, got '1.0': optim.clip_norm"),
+        ("DEEPSPEED_ZERO3_INIT", "true", "zero3_init: expected false"),
+        ("MIXED_PRECISION", "bf16", "mixed_precision: expected no, got 'bf16': dtype of the recipe"),
+        ("GRADIENT_ACCUMULATION_STEPS", "8", "gradient_accumulation_steps: expected 1, got '8': optim.micro_batch"),
         ("DEEPSPEED_CONFIG_FILE", "ds.json", "deepspeed_config_file: expected none"),
     ],
 )
 def test_what_deepspeed_is_not_asked_for_is_one_clear_line(monkeypatch, name, said, message):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    monkeypatch.setattr(share_module, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"needs DeepSpeed: pip install 'elocute\[deepspeed\]'$"):
-        check_launch()
-    monkeypatch.setattr(share_module, "find_spec", lambda name: name)
+    for installed in ("", "0.14.0"):
+        monkeypatch.setattr(share_module, "_deepspeed", lambda installed=installed: installed)
+        with pytest.raises(InputError, match=r"needs DeepSpeed 0.19: pip install 'elocute\[deepspeed\]'$"):
+            check_launch()
+    monkeypatch.setattr(share_module, "_deepspeed", lambda: "0.19.8")
     with pytest.raises(InputError, match="DEEPSPEED expects a start by accelerate launch or torchrun$"):
         check_launch()
     monkeypatch.setenv("RANK", "0")

@@ -6,7 +6,8 @@ A process needs most at one of these moments; the highest counts:
     update                 the same, gradients, a pass's activations, the head's new gradient
     backward's end         the same, of several passes the gradients so far and the last one's
     step                   the same, gradients, the optimiser's scratch
-    saving                 with LoRA: the weights again, merged; where processes divide something: the weights again
+    checkpoint             where processes divide something, on a CPU: weights and moments again, whole
+    saving                 with LoRA: the weights again, merged; where processes divide weights: the weights again
     loading                where they divide layers (training/share.py): the weights and the reference, before that
 
 What is not known before it is loaded is left out or taken at its least: codec and judges, prompts and recorded answers.
@@ -122,9 +123,10 @@ def reckon(recipe: Recipe, sizes: Sizes, lengths: Lengths, machine: Machine) -> 
     if recipe.objective.samples and recipe.rollout.vllm is None:  # a server's memory is its own
         prompts = _prompts(recipe, machine)
         moments["rollout"] = sampling | _sampling(recipe, sizes, lengths, prompts, _group(recipe))
-    if recipe.lora or parts > 1:
+    again = weights if parts > 1 and machine.shared != "zero2" else 0
+    if recipe.lora or again:
         merged = stored * sizes.weights if recipe.lora else 0
-        moments["saving"] = standing | {"merged weights": merged, "weights again": weights if parts > 1 else 0}
+        moments["saving"] = standing | {"merged weights": merged, "weights again": again}
     if parts > 1 and not machine.gpu:  # the first process writes them
         gathered = weights if machine.shared == "zero3" else 0
         moments["checkpoint"] = standing | {"whole weights": gathered, "whole checkpoint": 3 * FLOAT * trained}

@@ -21,7 +21,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from accelerate import Accelerator
@@ -47,9 +47,15 @@ _ZERO = {
     "DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": (("none",), "moments stay on the device"),
     "DEEPSPEED_OFFLOAD_PARAM_DEVICE": (("none",), "weights stay on the device"),
     "GRADIENT_CLIPPING": (("none",), "optim.clip_norm of the recipe says it"),
+    "DEEPSPEED_ZERO3_INIT": (("false",), "a process loads the whole model"),
     "DEEPSPEED_CONFIG_FILE": (("",), "the recipe says what it would"),
 }
 """The same of a config's deepspeed_config: what is supported, and why nothing else."""
+_RECIPE = {
+    "MIXED_PRECISION": ("no", "dtype of the recipe says it"),
+    "GRADIENT_ACCUMULATION_STEPS": ("1", "optim.micro_batch of the recipe cuts an update into passes"),
+}
+"""What any launch may say and the recipe says better."""
 _WRAP = {"false": "NO_WRAP", "true": "TRANSFORMER_BASED_WRAP"}
 """FSDP_AUTO_WRAP_POLICY that goes with FSDP_RESHARD_AFTER_FORWARD."""
 _SETTLING_SECONDS = 1.0
@@ -57,6 +63,9 @@ _SETTLING_SECONDS = 1.0
 
 def check_launch(*, served: bool = False) -> None:
     """InputError where the launcher asks for a way of sharing that is not this one. served: vLLM samples."""
+    for name, (value, why) in _RECIPE.items():
+        if (said := os.environ.get(f"ACCELERATE_{name}", value)) != value:
+            raise InputError(f"{name.lower()}: expected {value}, got {said!r}: {why}")
     zero = _asked("ACCELERATE_USE_DEEPSPEED")
     if not zero and not _asked("ACCELERATE_USE_FSDP"):
         return
@@ -64,13 +73,13 @@ def check_launch(*, served: bool = False) -> None:
         raise InputError(f"rollout.vllm: expected none with {'DeepSpeed' if zero else 'FSDP2'}")
     if zero:
         for name, (values, why) in _ZERO.items():
-            said = os.environ.get(f"ACCELERATE_{name}", values[0]).lower()
-            if said not in values:
+            said = os.environ.get(f"ACCELERATE_{name}", values[0])
+            if said.lower() not in values:
                 expected = " or ".join(value or "none" for value in values)
                 key = name.lower().removeprefix("deepspeed_") if values[0] else name.lower()
-                raise InputError(f"{key}: expected {expected}, as in launch/zero….yaml, got {said}: {why}")
-        if find_spec("deepspeed") is None:
-            raise InputError("distributed_type: DEEPSPEED needs DeepSpeed: pip install 'elocute[deepspeed]'")
+                raise InputError(f"{key}: expected {expected}, as in launch/zero….yaml, got {said!r}: {why}")
+        if not _deepspeed().startswith("0.19."):
+            raise InputError("distributed_type: DEEPSPEED needs DeepSpeed 0.19: pip install 'elocute[deepspeed]'")
         if "RANK" not in os.environ:
             raise InputError("distributed_type: DEEPSPEED expects a start by accelerate launch or torchrun")
         return
@@ -153,8 +162,8 @@ def share(policy: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Module:
 
 @contextlib.contextmanager
 def at_rest(policy: torch.nn.Module) -> Iterator[None]:
-    """Inside, the parameters are what optimiser and checkpoints know: a process's parts of divided ones, with ZeRO-3
-    whole ones, which a checkpoint may change; all must come here."""
+    """Inside, the parameters are what optimiser and checkpoints know: a process's parts of divided ones (FSDP2), or
+    whole ones, and what is loaded into them stays (ZeRO-3); all must come here."""
     if divided := _layers_in_parts(policy):
         with divided.whole(changed=True):
             yield
@@ -199,7 +208,8 @@ def most(accelerator: Accelerator, count: int) -> int:
 
 @contextlib.contextmanager
 def synchronise(accelerator: Accelerator, policy: torch.nn.Module, last: bool) -> Iterator[None]:
-    """Gradients are averaged over processes once, in the backward of the last micro-batch; those of layers in each."""
+    """Gradients are averaged over processes once, in the backward of the last micro-batch; in each those of divided
+    layers, and with DeepSpeed all."""
     if isinstance(policy, FSDPModule):
         policy.set_requires_gradient_sync(last or bool(_layers(policy)))
         yield
@@ -217,7 +227,7 @@ def backward(accelerator: Accelerator, policy: torch.nn.Module, loss: torch.Tens
 
 
 def descend(policy: torch.nn.Module, optimizer: torch.optim.Optimizer | ZeroOptimizer, clip_norm: float) -> float:
-    """Step along the clipped gradient; its norm before. DeepSpeed's alone has gone along one that is not finite."""
+    """Step along the clipped gradient, unless it is not finite; its norm before, of DeepSpeed's then infinite."""
     if isinstance(optimizer, ZeroOptimizer):
         return optimizer.step()
     with at_rest(policy):
@@ -248,6 +258,14 @@ def _layers(policy: torch.nn.Module) -> list[FSDPModule]:
 def _layers_in_parts(policy: torch.nn.Module) -> LayersInParts | None:
     """DeepSpeed's, of a policy or its engine."""
     return getattr(policy, "layers_in_parts", None)
+
+
+def _deepspeed() -> str:
+    """The version that is installed; nothing where none is."""
+    try:
+        return version("deepspeed")
+    except PackageNotFoundError:
+        return ""
 
 
 def _is_engine(policy: torch.nn.Module) -> bool:

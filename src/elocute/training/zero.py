@@ -1,10 +1,10 @@
 """DeepSpeed: processes divide the optimiser's work and have whole weights (ZeRO-2), or divide the layers, too (ZeRO-3).
 
 DeepSpeed adds gradients up in the order in which each process has them ready, and does not look whether they are the
-same weight's. Here they are: what every pass runs is in one order anyhow, of all other weights a part of 0 of the
-gradient is what a backward pass does last, in one order (`Policy.forward`), whatever of the network the micro-batch
-ran; and an update has equally many passes everywhere (share.py). Moments are whole tensors in checkpoints, as those of
-any other way.
+same weight's. Here they are: divided layers run in one order anyhow, and every other weight is also in the result,
+times 0, so that its gradient is whole only at the end of the backward pass, in one order everywhere (`Policy.forward`),
+whatever of the network the micro-batch ran; and an update has equally many passes everywhere (share.py). Moments are
+whole tensors in checkpoints, as those of any other way.
 """
 
 import contextlib
@@ -91,7 +91,7 @@ class ZeroOptimizer:
 
 
 class LayersInParts:
-    """A network whose layers ZeRO-3 divides: a layer's weights are whole while it runs, forwards or backwards.
+    """A network whose layers ZeRO-3 divides: each of their modules has whole weights while it runs, there or back.
 
     What is in no layer stays whole: heads and embeddings are read where no module is called, and not every process
     runs a talker in every pass. So DeepSpeed watches the layers alone, which all run in one order.
@@ -125,8 +125,10 @@ class LayersInParts:
         self._watch()
 
     def _watch(self) -> None:
+        number = [0]  # modules are told apart by it, and only a module's own get another
         for layer in self._layers:
-            self._offload._register_deepspeed_module(layer)
+            number[0] += 1
+            self._offload._register_deepspeed_module(layer, number)
 
     def _unwatch(self) -> None:
         for hook in (*self._offload.forward_hooks, *self._offload.backward_hooks):
@@ -150,7 +152,6 @@ def _initialize(policy: torch.nn.Module, stage: int, config: dict[str, Any], **o
     """DeepSpeed's engine of a policy."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "`torch.distributed.* is deprecated", FutureWarning)  # what DeepSpeed calls
     trained = sum(weight.numel() for weight in policy.parameters() if weight.requires_grad)
     zero = {"stage": stage, "overlap_comm": False, "reduce_bucket_size": max(1, min(BUCKET, trained))}
@@ -163,4 +164,7 @@ def _initialize(policy: torch.nn.Module, stage: int, config: dict[str, Any], **o
         "zero_optimization": zero,
     }
     with contextlib.redirect_stdout(sys.stderr):  # a result may go to stdout
-        return import_module("deepspeed").initialize(model=policy, config=config, **options)[0]
+        deepspeed = import_module("deepspeed")
+        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # of a gradient that is not finite we say it
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # on CPUs it would be compiled, and is not used
+        return deepspeed.initialize(model=policy, config=config, **options)[0]
