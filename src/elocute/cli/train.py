@@ -76,6 +76,8 @@ def _dry_run(recipe, resume: bool, as_json: bool) -> None:
         check_one_vocabulary(recipe.model, "rollout.vllm")
     if recipe.objective.judges:
         _check_rewards(recipe, examples)
+    if os.environ.get("RANK", "0") != "0":
+        return
     if as_json:
         memory = {"needed": need and need.bytes, "free": machine.bytes}
         print(json.dumps({"recipe": recipe.model_dump(mode="json"), "rows": rows, "memory": memory}))
