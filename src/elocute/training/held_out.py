@@ -13,8 +13,8 @@ from elocute.recipe import Recipe
 def read_held_out(recipe: Recipe) -> list[Example]:
     """The rows of data.eval, checked: what the recipe's kind of model is evaluated on; none without data.eval."""
     data, how = recipe.data.eval, recipe.evaluation
-    reads = reads_aloud(recipe.model, read_rows(data) if data else ())
-    if how.labels and not (data and reads):
+    reads = data is not None and reads_aloud(recipe.model, read_rows(data))
+    if how.labels and not reads:
         raise InputError("evaluation.labels: expected only for a model that reads data.eval aloud")
     if data is None:
         return []

@@ -78,6 +78,7 @@ class Trainer:
         )
         self.pulse = Pulse(self.accelerator.process_index, self.accelerator.num_processes)
         self.folder.check(recipe, resume=resume)
+        self.held_out = read_held_out(recipe)
         self.examples = read_rows(recipe.data.train, recipe.data.prompt_seconds)
         dev = read_rows(recipe.data.dev, recipe.data.prompt_seconds) if recipe.data.dev else []
         my_prompts(self.accelerator, recipe.rollout.prompts_per_step)
@@ -85,7 +86,6 @@ class Trainer:
         if recipe.objective.judges:
             self.mixer = build_mixer(recipe.rewards, recipe.reward_mix, recipe.listen)
             self.mixer.check(self.examples)
-        self.held_out = read_held_out(recipe)
         check_memory(recipe, self.examples)
         self.served: VllmSampler | None = None
         if recipe.rollout.vllm and recipe.objective.samples:
