@@ -195,12 +195,12 @@ def test_processes_share_the_cached_reference_and_the_held_out_pairs_even_those_
     ]
     given = [*PREFER, "rewards=[]", "objective.min_gap=0", "objective.mode=offline", "objective.reference=cached"]
     given += [f"data.train={rows[0]}", f"data.dev={rows[1]}", "objective.scope=all", "lora.rank=4", "optim.lr=0.005"]
-    for n in (1, 4, "layers", *DEEPSPEED):
+    for n in LAUNCHERS:
         cache = f"objective.reference_cache={folder / f'reference-{n}'}"
         train(folder, f"offline-{n}", *given, cache, processes=n, recipe="dpo")
     names = {path.name for path in (folder / "reference-1").iterdir()}
     assert len(names) == 2
-    for n in (4, "layers", *DEEPSPEED):
+    for n in (2, 4, "fsdp2", "layers", *DEEPSPEED):
         assert_same(folder, "offline-1", f"offline-{n}", lines=4)  # one before training
         assert {path.name for path in (folder / f"reference-{n}").iterdir()} == names
         for name in names:

@@ -103,12 +103,12 @@ class LayersInParts:
         self._layers = policy.lm.layers()
         within = {parameter for layer in self._layers for parameter in layer.parameters()}
         self._within = [parameter for parameter in policy.parameters() if parameter in within]
-        self.kept = [parameter for parameter in policy.parameters() if parameter not in within]
+        self._kept = [parameter for parameter in policy.parameters() if parameter not in within]
         policy.lm.divided = True
-        optimizer.persistent_parameters = self.kept  # whole again after a step
+        optimizer.persistent_parameters = self._kept  # whole again after a step
         self._offload.fwd_pre_hook.remove()
         self._unwatch()
-        _gather(self.kept)
+        _gather(self._kept)
         self._watch()
 
     @contextlib.contextmanager
@@ -117,10 +117,10 @@ class LayersInParts:
         self._unwatch()
         _gather(self._within)
         yield
-        weights = self._within + self.kept * changed
+        weights = self._within + self._kept * changed
         weights[0].partition(weights, has_been_updated=changed)
         if changed:
-            _gather(self.kept)
+            _gather(self._kept)
             self._optimizer.refresh_fp32_params()
         self._watch()
 
